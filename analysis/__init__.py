@@ -1,0 +1,1 @@
+"""The analysis reads results and models back: tables, plots, models."""

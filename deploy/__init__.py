@@ -1,0 +1,1 @@
+"""The deploy puts workers on hosts."""
