@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from hyperopt import hp
 
     from hyperfarm import trial
-    from hyperfarm.blobs import load_result
     from hyperfarm.api import SearchResult, minimize
+    from hyperfarm.blobs import load_result
     from hyperfarm.trials import MongoTrials
 
 _HOMES = {

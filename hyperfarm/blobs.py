@@ -1,0 +1,222 @@
+"""Everything that lies in GridFS: models and other artifacts, logs, code bundles, results too big for a document.
+
+Ours lie in the bucket `farm`; hyperopt's attachments lie in `fs`, under hyperopt's names. A blob counts only
+when a job document refers to it, and a job document refers to it only after the blob is whole: a crash in
+between leaves an orphan, never half a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import bson
+from bson import ObjectId
+from gridfs import GridFSBucket, NoFile
+from pymongo.database import Database
+
+from hyperfarm import settings
+from hyperfarm.errors import DatabaseError, UsageError
+from hyperfarm.jobs import Claim, JobDoc
+from hyperfarm.mongo import Document, translated
+from hyperfarm.values import decode_keys
+
+REF = "hyperfarm_blob"
+"""The key that marks a dict as a reference to a blob: {REF: id, "size": bytes, "sha256": hex, "holds": kind}."""
+MAX_INLINE_BINARY = 1 << 20
+MAX_INLINE_RESULT = 8 << 20
+"""Of the 16 MB of a document, the rest is left to parameters, history and errors."""
+CHUNK = 1 << 20
+_SHORT_TEXT = 1000
+
+
+class Blobs:
+    """Blobs of one farm, in the same database as its jobs."""
+
+    def __init__(self, database: Database[Document]) -> None:
+        self._database = database
+        self._farm = GridFSBucket(database, bucket_name="farm", chunk_size_bytes=CHUNK)
+        self._attachments = GridFSBucket(database)
+
+    def put(self, data: bytes | IO[bytes] | Path, name: str, **metadata: Any) -> Document:
+        """Store a blob whole; return {name, blob, size, sha256}. A failure on the way leaves nothing visible."""
+        source: IO[bytes]
+        if isinstance(data, bytes):
+            source = io.BytesIO(data)
+        elif isinstance(data, Path):
+            source = data.open("rb")
+        else:
+            source = data
+        digest, size = hashlib.sha256(), 0
+        # Leaving the block by an exception aborts the upload and removes its chunks.
+        with (
+            translated(f"storing {name}"),
+            source,
+            self._farm.open_upload_stream(name, metadata=metadata) as out,
+        ):
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                out.write(chunk)
+            blob = out._id
+        return {"name": name, "blob": blob, "size": size, "sha256": digest.hexdigest()}
+
+    def put_for(self, claim: Claim, data: bytes | IO[bytes] | Path, name: str, kind: str) -> Document:
+        """Store a blob of a running job; it becomes visible when the job's document refers to it."""
+        metadata = {"exp_key": claim.exp_key, "tid": claim.tid, "token": claim.lease.token, "kind": kind}
+        return {**self.put(data, name, **metadata), "kind": kind}
+
+    def read(self, ref: Mapping[str, Any]) -> bytes:
+        """Return the blob's bytes. Raises DatabaseError when it is gone or differs from its SHA-256."""
+        out = io.BytesIO()
+        self._download(ref, out)
+        return out.getvalue()
+
+    def save(self, ref: Mapping[str, Any], path: Path) -> None:
+        """Write the blob to `path`; the file appears whole or not at all. Raises as `read` does."""
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as out:
+                self._download(ref, out)
+            part.replace(path)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _download(self, ref: Mapping[str, Any], out: IO[bytes]) -> None:
+        digest = hashlib.sha256()
+        name = ref.get("name", "a stored value")
+        with translated(f"reading {name}"):
+            try:
+                with self._farm.open_download_stream(ref["blob"]) as source:
+                    while chunk := source.read(CHUNK):
+                        digest.update(chunk)
+                        out.write(chunk)
+            except NoFile:
+                raise DatabaseError(f"{name} is not in the database any more") from None
+        if digest.hexdigest() != ref["sha256"]:
+            raise DatabaseError(f"{name} is damaged: its SHA-256 is not the one that was stored with it")
+
+    def delete(self, ids: Iterable[ObjectId]) -> None:
+        """Delete blobs; those that are gone already do not matter."""
+        with translated("deleting blobs"):
+            for blob in ids:
+                try:
+                    self._farm.delete(blob)
+                except NoFile:
+                    continue
+
+    def delete_experiment(self, exp_key: str | None, attachments: Iterable[ObjectId]) -> int:
+        """Delete every blob of the experiment, and the named attachments; return how many there were."""
+        with translated("deleting blobs"):
+            files = self._database["farm.files"].find({"metadata.exp_key": exp_key}, {"_id": 1})
+            ids = [file["_id"] for file in files]
+            self.delete(ids)
+            for blob in attachments:
+                try:
+                    self._attachments.delete(blob)
+                except NoFile:
+                    continue
+        return len(ids)
+
+    def attachment_ids(self, exp_key: str | None) -> list[ObjectId]:
+        """The ids, in the bucket `fs`, of all attachments of the experiment's jobs."""
+        with translated("listing attachments"):
+            docs = self._database["jobs"].find({"exp_key": exp_key}, {"_attachments": 1})
+            return [blob for doc in docs for _, blob in doc.get("_attachments", ())]
+
+    def put_attachment(self, claim: Claim, name: str, data: bytes) -> tuple[str, ObjectId]:
+        """Store an attachment as hyperopt does; return the pair that goes into the job's `_attachments`."""
+        with translated(f"storing attachment {name}"):
+            blob: ObjectId = self._attachments.upload_from_stream(
+                name, data, metadata={"exp_key": claim.exp_key, "tid": claim.tid}
+            )
+        return name, blob
+
+    def read_attachment(self, job: JobDoc, name: str) -> bytes:
+        """Return an attachment of a job. Raises KeyError when it has none of this name."""
+        for known, blob in job.get("_attachments", ()):
+            if known == name:
+                with translated(f"reading attachment {name}"):
+                    return self._attachments.open_download_stream(blob).read()
+        raise KeyError(name)
+
+    def externalise(self, result: Document, claim: Claim) -> Document:
+        """Return `result` in a form that fits a document: big binaries, or all of it, moved to blobs.
+
+        What stays in any case: status, loss and the other numbers and short texts of the top level.
+        """
+        small: Document = self._move_binaries(result, claim, "result")
+        if len(bson.encode(small)) <= MAX_INLINE_RESULT:
+            return small
+        ref = self.put_for(claim, bson.encode(small), "result", "result")
+        kept = {key: value for key, value in result.items() if _is_small(value)}
+        return {**kept, REF: ref["blob"], "size": ref["size"], "sha256": ref["sha256"], "holds": "result"}
+
+    def _move_binaries(self, value: Any, claim: Claim, where: str) -> Any:
+        if isinstance(value, bytes) and len(value) > MAX_INLINE_BINARY:
+            ref = self.put_for(claim, value, where, "value")
+            return {REF: ref["blob"], "size": ref["size"], "sha256": ref["sha256"], "holds": "bytes"}
+        if isinstance(value, dict):
+            return {key: self._move_binaries(item, claim, f"{where}.{key}") for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._move_binaries(item, claim, where) for item in value]
+        return value
+
+    def internalise(self, value: Any) -> Any:
+        """Undo `externalise`: return the value with every reference replaced by what it refers to."""
+        if isinstance(value, dict) and REF in value:
+            data = self.read({"blob": value[REF], "sha256": value["sha256"]})
+            if value["holds"] == "bytes":
+                return data
+            return self.internalise(bson.decode(data))
+        if isinstance(value, dict):
+            return {key: self.internalise(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.internalise(item) for item in value]
+        return value
+
+
+def blob_ids(value: Any) -> list[ObjectId]:
+    """All blobs that a stored result refers to."""
+    if isinstance(value, dict):
+        own = [value[REF]] if REF in value else []
+        return own + [blob for item in value.values() for blob in blob_ids(item)]
+    if isinstance(value, list):
+        return [blob for item in value for blob in blob_ids(item)]
+    return []
+
+
+def _is_small(value: Any) -> bool:
+    if isinstance(value, (str, bytes)):
+        return len(value) <= _SHORT_TEXT
+    return value is None or isinstance(value, (bool, int, float))
+
+
+def load_result(doc: JobDoc, mongo: str | None = None) -> Document:
+    """Return the result of a job document with everything that lies in GridFS put back, byte for byte.
+
+    `doc` comes from `MongoTrials`, from `minimize`, or from a plain pymongo query on `jobs`. `mongo` is the
+    farm's URL (default: as the command line finds it). Raises DatabaseError when a part is gone or damaged.
+    """
+    from hyperfarm.embedded import running
+    from hyperfarm.mongo import connect
+
+    result: Document = decode_keys(doc["result"])
+    if not blob_ids(result):
+        return result
+    url = settings.mongo_url(mongo)
+    if url is None:
+        with running() as private:
+            return load_result(doc, private)
+    database = connect(url)
+    try:
+        loaded: Document = Blobs(database).internalise(result)
+        return loaded
+    finally:
+        database.client.close()

@@ -1,0 +1,132 @@
+"""Connecting to MongoDB: URLs, clients, and pymongo's errors put into hyperfarm's words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote_plus, unquote_plus, urlsplit
+
+import pymongo
+from pymongo import MongoClient, errors
+from pymongo.database import Database
+from pymongo.uri_parser import parse_uri
+
+from hyperfarm import settings
+from hyperfarm.errors import DatabaseError, DatabaseUnavailable, OutcomeUnknown, SettingsError
+
+DEFAULT_DATABASE = "hyperfarm"
+CONNECT_TIMEOUT_S = 4.0
+FORMS = "mongodb://[user:password@]host:port/database or mongo://host:port/database/jobs"
+Document = dict[str, Any]
+
+
+def hide_password(text: str) -> str:
+    """Return `text` with the password of any URL in it replaced by `***`."""
+    return re.sub(r"(?P<head>[a-z+]+://[^/@\s:]*):[^@\s]*@", r"\g<head>:***@", text)
+
+
+def normalise_url(url: str) -> tuple[str, str]:
+    """Return (a URL that pymongo takes, the name of the database).
+
+    Takes any `mongodb://` or `mongodb+srv://` URI, and hyperopt's `mongo://[user:password@]host[:port]/db[/jobs]`.
+    A password from the environment is put in when the URL names a user without one. Raises SettingsError;
+    no message shows a password.
+    """
+    scheme, separator, rest = url.partition("://")
+    shown = hide_password(url)
+    if scheme == "mongo" and separator:
+        parts = urlsplit(url)
+        path = [part for part in parts.path.split("/") if part]
+        if not 1 <= len(path) <= 2 or (len(path) == 2 and path[1] != "jobs"):
+            raise SettingsError(f"{shown!r} is not a usable address: write {FORMS}")
+        rest = f"{parts.netloc}/{path[0]}" + (f"?{parts.query}" if parts.query else "")
+        scheme = "mongodb"
+    if scheme not in ("mongodb", "mongodb+srv") or not rest:
+        raise SettingsError(f"{shown!r} is not a MongoDB address: write {FORMS}")
+    rest = _with_password(rest)
+    try:
+        # The look-up of an SRV record belongs to connecting, not to reading the address.
+        parsed = parse_uri(f"mongodb://{rest}", warn=False) if scheme == "mongodb" else {}
+        database = parsed.get("database") or urlsplit(f"x://{rest}").path.lstrip("/") or DEFAULT_DATABASE
+    except (errors.PyMongoError, ValueError) as error:
+        raise SettingsError(
+            f"{shown!r} is not a usable address: {hide_password(str(error))}; write {FORMS}"
+        ) from None
+    return f"{scheme}://{rest}", database.split(".")[0]
+
+
+def _with_password(rest: str) -> str:
+    """Put the password of the environment behind a user name that stands alone before the `@`."""
+    user, at, host = rest.rpartition("@")
+    if at and user and ":" not in user:
+        password = settings.mongo_password()
+        if password is not None:
+            return f"{quote_plus(unquote_plus(user))}:{quote_plus(password)}@{host}"
+    return rest
+
+
+def connect(url: str, *, app: str = "hyperfarm", timeout_s: float = CONNECT_TIMEOUT_S) -> Database[Document]:
+    """Return the farm's database, after one round trip that proves the server answers and lets us in.
+
+    Raises SettingsError for a malformed URL, DatabaseUnavailable when no server answers within
+    `timeout_s` seconds, DatabaseError when it refuses the user.
+    """
+    full, name = normalise_url(url)
+    try:
+        client: MongoClient[Document] = MongoClient(
+            full,
+            appname=app,
+            tz_aware=True,
+            serverSelectionTimeoutMS=int(timeout_s * 1000),
+            connectTimeoutMS=int(timeout_s * 1000),
+        )
+    except (errors.PyMongoError, ValueError) as error:
+        raise SettingsError(
+            f"{hide_password(url)!r} is not a usable address: {hide_password(str(error))}"
+        ) from None
+    try:
+        client.admin.command("ping")
+        database = client[name]
+        database.command("count", "jobs", limit=1)
+    except errors.PyMongoError as error:
+        client.close()
+        raise connection_error(error, url) from error
+    return database
+
+
+def connection_error(error: errors.PyMongoError, url: str) -> DatabaseError:
+    """Put what went wrong while connecting into one sentence without a password."""
+    shown = hide_password(url)
+    if isinstance(error, errors.OperationFailure):
+        if error.code in (18, 8000) or "auth" in str(error).lower():
+            return DatabaseError(f"MongoDB at {shown} refuses this user: check user, password and authSource")
+        return DatabaseError(
+            f"MongoDB at {shown} refuses to work: {hide_password(str(error.details or error))}"
+        )
+    reason = re.split(r"[,(]", hide_password(str(error)))[0].strip()
+    return DatabaseUnavailable(
+        f"no MongoDB answers at {shown} ({reason}); start one with `hyperfarm db start`, or check the address"
+    )
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn pymongo's errors inside the block into ours, saying that it happened while `what`."""
+    try:
+        yield
+    except (errors.ServerSelectionTimeoutError, errors.NotPrimaryError) as error:
+        raise DatabaseUnavailable(f"MongoDB cannot be reached while {what}: {_brief(error)}") from error
+    except errors.ConnectionFailure as error:
+        raise OutcomeUnknown(f"the connection to MongoDB broke while {what}: {_brief(error)}") from error
+    except errors.PyMongoError as error:
+        raise DatabaseError(f"MongoDB refused {what}: {_brief(error)}") from error
+
+
+def _brief(error: Exception) -> str:
+    return hide_password(str(error))[:300]
+
+
+def driver_version() -> str:
+    return pymongo.version

@@ -1,0 +1,496 @@
+"""Every MongoDB statement about jobs, experiments, reports and workers, each with its filter, effect and index.
+
+The rules of a lease, written once and relied on everywhere:
+
+* `claim` is one statement: it makes a new job running and gives it a lease with a fresh token, which
+  expires by the database's clock.
+* Every later write of a worker names the job, the state `running` and its token (`_fence`). If nothing
+  matches, the lease is lost: `LeaseLost`, and nothing that the worker did is kept.
+* Every write that a reader can see increments `version`; a renewal is no such write.
+* A write whose outcome is unknown may be sent again with the same token: it takes effect at most once.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+
+from bson import ObjectId
+from pymongo import ASCENDING, ReturnDocument
+from pymongo.database import Database
+from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
+
+from hyperfarm.errors import DatabaseError, LeaseLost
+from hyperfarm.indexes import ensure_indexes
+from hyperfarm.jobs import Claim, Event, JobDoc, JobState, Lease, after_lost_attempt, next_state
+from hyperfarm.mongo import Document, connect, translated
+from hyperfarm.values import decode_keys, encode_keys
+
+OLDEST_SERVER = (5, 0)
+KEPT_HISTORY = 10
+LIVE_AFTER_S = 100.0
+"""A worker counts as alive for this long after a heartbeat (three heartbeats and some)."""
+DUPLICATE_KEY = 11000
+_KEPT_LOCALLY: Document = {"traceback": 0, "history": 0, "notes": 0}
+_BRIEF: Document = {"_id": 0, "tid": 1, "version": 1, "state": 1}
+
+
+class Store:
+    """The collections of one farm.
+
+    Methods raise `DatabaseUnavailable` (no effect), `OutcomeUnknown` (maybe an effect; send it again)
+    or `DatabaseError` (refused).
+    """
+
+    def __init__(self, database: Database[Document]) -> None:
+        self.database = database
+        self.jobs = database["jobs"]
+        self.experiments_ = database["experiments"]
+        self.reports_ = database["reports"]
+        self.workers_ = database["workers"]
+        self.job_ids = database["job_ids"]
+        self.has_change_streams = False
+
+    @classmethod
+    def open(cls, url: str, *, app: str = "hyperfarm") -> Store:
+        """Connect, check the server, make the indexes that are missing. Raises what `connect` raises."""
+        store = cls(connect(url, app=app))
+        with translated("preparing the database"):
+            hello = store.database.command("hello")
+            version = tuple(store.database.client.server_info()["versionArray"][:2])
+            if version < OLDEST_SERVER:
+                raise DatabaseError(f"MongoDB {version[0]}.{version[1]} is too old: 5.0 or newer is needed")
+            store.has_change_streams = "setName" in hello or hello.get("msg") == "isdbgrid"
+            ensure_indexes(store.database)
+        return store
+
+    def close(self) -> None:
+        self.database.client.close()
+
+    def now(self) -> datetime:
+        """The database's clock, which alone decides about leases and heartbeats."""
+        with translated("asking for the time"):
+            time: datetime = self.database.command("hello")["localTime"]
+            return time
+
+    # ---- experiments -------------------------------------------------------------------------------
+
+    def create_experiment(self, doc: Document) -> bool:
+        """Insert an experiment (`_id` is its exp_key); False when there is one already."""
+        try:
+            with translated("creating the experiment"):
+                self.experiments_.insert_one({**doc, "created": self.now()})
+        except DatabaseError as error:
+            if isinstance(error.__cause__, DuplicateKeyError):
+                return False
+            raise
+        return True
+
+    def experiment(self, exp_key: str | None) -> Document | None:
+        with translated("reading the experiment"):
+            return self.experiments_.find_one({"_id": exp_key})
+
+    def experiments(self, exp_keys: Sequence[str | None] | None = None) -> list[Document]:
+        """Experiments with these keys, or all of them, oldest first."""
+        query = {} if exp_keys is None else {"_id": {"$in": list(exp_keys)}}
+        with translated("listing experiments"):
+            return list(self.experiments_.find(query).sort("created", ASCENDING))
+
+    def update_experiment(
+        self, exp_key: str | None, fields: Document, *, only_if: Document | None = None
+    ) -> bool:
+        """Set `fields`, if the experiment is there and matches `only_if`; True when it matched."""
+        with translated("updating the experiment"):
+            query = {"_id": exp_key, **(only_if or {})}
+            return self.experiments_.update_one(query, {"$set": fields}).matched_count == 1
+
+    def summaries(self) -> list[Document]:
+        """One row per exp_key that has jobs: counts by state, failures, best loss, first and last moment."""
+        ok = {"$and": [{"$eq": ["$state", 2]}, {"$eq": ["$result.status", "ok"]}]}
+        failed = {"$or": [{"$eq": ["$state", 3]}, {"$and": [{"$eq": ["$state", 2]}, {"$not": [ok]}]}]}
+        group: Document = {"_id": "$exp_key", "total": {"$sum": 1}, "last": {"$max": "$refresh_time"}}
+        for state in JobState:
+            group[state.label] = {"$sum": {"$cond": [{"$eq": ["$state", int(state)]}, 1, 0]}}
+        group["ok"] = {"$sum": {"$cond": [ok, 1, 0]}}
+        group["failed"] = {"$sum": {"$cond": [failed, 1, 0]}}
+        group["best"] = {"$min": {"$cond": [ok, "$result.loss", None]}}
+        with translated("counting jobs"):
+            return list(self.jobs.aggregate([{"$group": group}]))
+
+    def remove_jobs(self, exp_key: str | None) -> int:
+        """Delete all jobs and reports of the experiment; running workers lose their leases."""
+        with translated("removing the experiment"):
+            removed = self.jobs.delete_many({"exp_key": exp_key}).deleted_count
+            self.reports_.delete_many({"exp_key": exp_key})
+        return removed
+
+    def remove_experiment(self, exp_key: str | None) -> bool:
+        with translated("removing the experiment"):
+            return self.experiments_.delete_one({"_id": exp_key}).deleted_count == 1
+
+    # ---- the queue: controller's side --------------------------------------------------------------
+
+    def new_tids(self, count: int) -> list[int]:
+        """Reserve `count` trial ids, unique in the whole database (hyperopt's counter, hyperopt's way)."""
+        while True:
+            try:
+                with translated("reserving trial ids"):
+                    after = self.job_ids.find_one_and_update(
+                        {"a": 0},
+                        {"$inc": {"last_id": count}},
+                        upsert=True,
+                        return_document=ReturnDocument.AFTER,
+                    )
+                last: int = after["last_id"]  # type: ignore[index]
+                return list(range(last - count, last))
+            except DatabaseError as error:
+                if not isinstance(error.__cause__, DuplicateKeyError):
+                    raise  # Two first upserts met at the unique index: the loser simply asks again.
+
+    def insert_jobs(self, docs: Sequence[JobDoc]) -> set[int]:
+        """Insert jobs; return the tids of those that got their slot of the budget.
+
+        A job whose `slot` another controller has taken is not inserted (unique index `slot`). Safe to
+        send again: a document that is there already counts as inserted.
+        """
+        if not docs:
+            return set()
+        for doc in docs:
+            doc.setdefault("_id", ObjectId())
+        lost: set[int] = set()
+        with translated("queueing jobs"):
+            try:
+                self.jobs.insert_many([encode_job(doc) for doc in docs], ordered=False)
+            except BulkWriteError as error:
+                for problem in (error.details or {}).get("writeErrors", ()):
+                    if problem["code"] != DUPLICATE_KEY:
+                        raise
+                    if "_id" not in problem.get("keyPattern", {}):
+                        lost.add(docs[problem["index"]]["tid"])
+        return {doc["tid"] for doc in docs} - lost
+
+    def withdraw_queued(self, exp_key: str | None) -> int:
+        """Delete the jobs with a slot that nobody has begun; their slots are free again. Index `queue`."""
+        with translated("withdrawing queued jobs"):
+            query = {"exp_key": exp_key, "state": int(JobState.NEW), "slot": {"$exists": True}, "attempt": 0}
+            return self.jobs.delete_many(query).deleted_count
+
+    def cancel(self, exp_key: str | None) -> int:
+        """Cancel every job that waits or runs; workers stop theirs when they next renew."""
+        with translated("cancelling jobs"):
+            return self.jobs.update_many(
+                {"exp_key": exp_key, "state": {"$in": [int(JobState.NEW), int(JobState.RUNNING)]}},
+                {
+                    "$set": {"state": int(JobState.CANCELLED), "owner": None},
+                    "$unset": {"lease": "", "slot": ""},
+                    "$inc": {"version": 1},
+                    "$currentDate": {"refresh_time": True},
+                },
+            ).modified_count
+
+    def reap(self) -> list[tuple[JobDoc, Event]]:
+        """Take back every job whose lease has expired; index `lease_expiry`.
+
+        Each goes back to the queue while attempts remain, else it ends as an error. The update names the
+        very expiry that was seen, so a renewal that came in between wins.
+        """
+        reaped = []
+        with translated("looking for expired leases"):
+            now = self.now()
+            query = {"state": int(JobState.RUNNING), "lease.expires": {"$type": "date", "$lt": now}}
+            for doc in self.jobs.find(query):
+                lease = doc["lease"]
+                story = f"no sign of life from worker {lease['worker']}; its lease expired"
+                event = after_lost_attempt(doc.get("attempt", 1), doc.get("max_attempts", 1))
+                fence = {"_id": doc["_id"], "state": int(JobState.RUNNING)}
+                fence |= {"lease.token": lease["token"], "lease.expires": lease["expires"]}
+                update = _end_of_attempt(doc, event, story, lease["worker"], now)
+                if self.jobs.update_one(fence, update).modified_count:
+                    reaped.append((doc, event))
+        return reaped
+
+    # ---- the queue: worker's side ------------------------------------------------------------------
+
+    def queued_experiments(self) -> list[str | None]:
+        """The exp_keys that have jobs waiting; index `queue`."""
+        with translated("looking for work"):
+            pipeline: list[Document] = [
+                {"$match": {"state": int(JobState.NEW)}},
+                {"$group": {"_id": "$exp_key"}},
+            ]
+            rows = self.jobs.aggregate(pipeline, hint="queue")
+            return [row["_id"] for row in rows]
+
+    def claim(
+        self, exp_key: str | None, *, worker: str, owner: str, token: str, lease_s: float
+    ) -> Claim | None:
+        """Claim the oldest waiting job of the experiment; None when there is none. Index `queue`.
+
+        One statement. After `OutcomeUnknown` call `claimed(token)` before claiming again.
+        """
+        fields = {
+            "state": int(JobState.RUNNING),
+            "owner": {"$literal": owner},
+            "lease": {
+                "token": {"$literal": token},
+                "worker": {"$literal": worker},
+                "expires": _in_future(lease_s),
+            },
+            "attempt": {"$add": [{"$ifNull": ["$attempt", 0]}, 1]},
+            "version": {"$add": [{"$ifNull": ["$version", 0]}, 1]},
+            "book_time": "$$NOW",
+            "refresh_time": "$$NOW",
+        }
+        with translated("claiming a job"):
+            doc = self.jobs.find_one_and_update(
+                {"exp_key": exp_key, "state": int(JobState.NEW), "owner": None},
+                [{"$set": fields}],
+                sort=[("tid", ASCENDING)],
+                return_document=ReturnDocument.AFTER,
+            )
+        return None if doc is None else _claim_of(doc)
+
+    def claimed(self, token: str) -> Claim | None:
+        """The job that holds this lease token, if a claim of unknown outcome took effect. Index `lease_token`."""
+        with translated("looking up a claim"):
+            doc = self.jobs.find_one({"lease.token": token, "state": int(JobState.RUNNING)})
+        return None if doc is None else _claim_of(doc)
+
+    def renew(self, tokens: Sequence[str], lease_s: float) -> set[str]:
+        """Renew all leases of a host in one statement; return the tokens that are lost. Index `lease_token`."""
+        if not tokens:
+            return set()
+        query = {"lease.token": {"$in": list(tokens)}, "state": int(JobState.RUNNING)}
+        with translated("renewing leases"):
+            renewed = self.jobs.update_many(query, [{"$set": {"lease.expires": _in_future(lease_s)}}])
+            if renewed.matched_count == len(tokens):
+                return set()
+            held = {doc["lease"]["token"] for doc in self.jobs.find(query, {"lease.token": 1})}
+        return set(tokens) - held
+
+    def finish(self, claim: Claim, state: JobState, fields: Document) -> None:
+        """Write the outcome of a job: state and `fields` (result, error, artifacts ...) in one statement.
+
+        Its blobs must be in GridFS before. Raises LeaseLost when the job is no longer the claim's.
+        """
+        event = Event.FINISH if state is JobState.DONE else Event.FAIL
+        update = {
+            "$set": {
+                **fields,
+                "state": int(next_state(JobState.RUNNING, event)),
+                "accepted": {"token": claim.lease.token, "worker": claim.lease.worker},
+            },
+            "$unset": {"lease": ""},
+            "$inc": {"version": 1},
+            "$currentDate": {"refresh_time": True},
+        }
+        with translated("storing a result"):
+            if self.jobs.update_one(_fence(claim), update).matched_count:
+                return
+            sent_before = {"_id": claim.job_id, "accepted.token": claim.lease.token}
+            if self.jobs.find_one(sent_before, {"_id": 1}):
+                return
+        raise LeaseLost(f"trial {claim.tid} is no longer this worker's; its result is not kept")
+
+    def checkpoint(self, claim: Claim, result: Document) -> None:
+        """Store a partial result of a running job (hyperopt's `ctrl.checkpoint`). Raises LeaseLost."""
+        update = {
+            "$set": {"result": result},
+            "$inc": {"version": 1},
+            "$currentDate": {"refresh_time": True},
+        }
+        with translated("storing a partial result"):
+            if not self.jobs.update_one(_fence(claim), update).matched_count:
+                raise LeaseLost(f"trial {claim.tid} is no longer this worker's")
+
+    def release(self, claim: Claim, reason: str) -> bool:
+        """Give a job back to the queue as if it had not been tried; False when it was not ours any more."""
+        update = _end_of_attempt(claim.doc, Event.RELEASE, reason, claim.lease.worker, self.now())
+        update["$inc"]["attempt"] = -1
+        with translated("releasing a job"):
+            return self.jobs.update_one(_fence(claim), update).matched_count == 1
+
+    def end_attempt(self, claim: Claim, reason: str, fields: Document | None = None) -> Event | None:
+        """Record that an attempt was cut off (the child died); None when the job was not ours any more.
+
+        `fields` (its log, for one) are stored with the job in the same statement.
+        """
+        event = after_lost_attempt(claim.attempt, claim.max_attempts)
+        update = _end_of_attempt(claim.doc, event, reason, claim.lease.worker, self.now())
+        update["$set"] |= fields or {}
+        with translated("recording a lost attempt"):
+            return event if self.jobs.update_one(_fence(claim), update).matched_count else None
+
+    # ---- reports -----------------------------------------------------------------------------------
+
+    def add_reports(self, claim: Claim, reports: Sequence[Document]) -> None:
+        """Append intermediate values of a running job. Raises LeaseLost.
+
+        Reports carry the attempt's token; readers see those of the last holder only, so what a zombie
+        slipped in between the check and the insert stays invisible.
+        """
+        with translated("storing reports"):
+            if not self.jobs.find_one(_fence(claim), {"_id": 1}):
+                raise LeaseLost(f"trial {claim.tid} is no longer this worker's")
+            common = {"exp_key": claim.exp_key, "tid": claim.tid, "token": claim.lease.token}
+            self.reports_.insert_many([{**encode_keys(report), **common} for report in reports])
+
+    def reports(self, job: JobDoc) -> list[Document]:
+        """The reports of a job's last attempt in order of their arrival; index `trial`."""
+        holder = (job.get("lease") or job.get("accepted") or {}).get("token")
+        query = {"exp_key": job["exp_key"], "tid": job["tid"], "token": holder}
+        with translated("reading reports"):
+            return [decode_keys(doc) for doc in self.reports_.find(query).sort("_id", ASCENDING)]
+
+    # ---- reading jobs ------------------------------------------------------------------------------
+
+    def job_versions(self, exp_key: str | None) -> Iterator[tuple[int, int, int]]:
+        """(tid, version, state) of every job of the experiment, from the index `view` alone."""
+        with translated("comparing jobs"):
+            cursor = self.jobs.find(_scope(exp_key), _BRIEF, hint="view")
+            for doc in cursor:
+                yield doc["tid"], doc.get("version", 0), doc["state"]
+
+    def changed_jobs(
+        self, exp_key: str | None, unfinished: Sequence[int], last_tid: int
+    ) -> Iterator[tuple[int, int, int]]:
+        """(tid, version, state) of the named jobs and of those with a higher tid; index `view`.
+
+        A named job that is missing from the answer was deleted.
+        """
+        newer = [{"tid": {"$in": list(unfinished)}}, {"tid": {"$gt": last_tid}}]
+        query = {**_scope(exp_key), "$or": newer}
+        with translated("looking for changes"):
+            for doc in self.jobs.find(query, _BRIEF):
+                yield doc["tid"], doc.get("version", 0), doc["state"]
+
+    def jobs_by_tid(self, exp_key: str | None, tids: Iterable[int]) -> list[JobDoc]:
+        """Job documents without what only a reader of one trial wants; index `view`."""
+        with translated("reading jobs"):
+            docs = self.jobs.find({**_scope(exp_key), "tid": {"$in": list(tids)}}, _KEPT_LOCALLY)
+            return [decode_job(doc) for doc in docs]
+
+    def find_jobs(
+        self, exp_key: str | None, states: Sequence[JobState] = tuple(JobState), *, hide: Sequence[str] = ()
+    ) -> list[JobDoc]:
+        """All jobs of the experiment in these states, by tid, without the fields `hide`; index `view`."""
+        query = {**_scope(exp_key), "state": {"$in": [int(state) for state in states]}}
+        with translated("reading jobs"):
+            shown: Document = dict.fromkeys(hide, 0)
+            found = self.jobs.find(query, shown or None).sort("tid", ASCENDING)
+            return [decode_job(doc) for doc in found]
+
+    def best_job(self, exp_key: str | None) -> JobDoc | None:
+        """The successful job with the lowest loss (the earliest of equals), NaN apart; index `best`."""
+        query: Document = {"exp_key": exp_key, "result.status": "ok", "state": int(JobState.DONE)}
+        query["result.loss"] = {"$gte": float("-inf")}
+        with translated("looking for the best job"):
+            doc = self.jobs.find_one(query, sort=[("result.loss", ASCENDING), ("tid", ASCENDING)])
+        return None if doc is None else decode_job(doc)
+
+    def running_count(self) -> int:
+        """How many jobs of all experiments hold a live lease; index `lease_expiry`."""
+        with translated("counting running jobs"):
+            query = {"state": int(JobState.RUNNING), "lease.expires": {"$gt": self.now()}}
+            return self.jobs.count_documents(query)
+
+    # ---- workers -----------------------------------------------------------------------------------
+
+    def heartbeat(self, worker: str, fields: Document) -> None:
+        """Register the worker, or say that it is alive; its time is the database's."""
+        update = {"$set": fields, "$currentDate": {"heartbeat": True}}
+        with translated("sending a heartbeat"):
+            self.workers_.update_one({"_id": worker}, update, upsert=True)
+
+    def unregister(self, worker: str) -> None:
+        with translated("unregistering"):
+            self.workers_.delete_one({"_id": worker})
+
+    def live_workers(self) -> list[Document]:
+        """Workers whose last heartbeat is younger than LIVE_AFTER_S by the database's clock."""
+        born = {"$subtract": ["$$NOW", int(LIVE_AFTER_S * 1000)]}
+        with translated("listing workers"):
+            return list(self.workers_.find({"$expr": {"$gt": ["$heartbeat", born]}}))
+
+    # ---- waking up ---------------------------------------------------------------------------------
+
+    def watch(self, *, queue_only: bool, await_s: float) -> Iterator[None]:
+        """Yield whenever jobs changed in a way that a reader can see, or, with `queue_only`, can be claimed.
+
+        Yields once as soon as the stream stands, and every `await_s` seconds without news. Needs a
+        replica set (`has_change_streams`).
+        """
+        if queue_only:
+            wanted: list[Document] = [
+                {"operationType": "insert", "fullDocument.state": int(JobState.NEW)},
+                {"updateDescription.updatedFields.state": int(JobState.NEW)},
+            ]
+        else:
+            wanted = [
+                {"operationType": {"$in": ["insert", "delete", "replace"]}},
+                {"updateDescription.updatedFields.version": {"$exists": True}},
+            ]
+        pipeline: list[Document] = [{"$match": {"$or": wanted}}, {"$project": {"_id": 1}}]
+        try:
+            with self.jobs.watch(pipeline, max_await_time_ms=int(await_s * 1000)) as stream:
+                yield
+                while stream.alive:
+                    stream.try_next()
+                    yield
+        except PyMongoError as error:
+            raise DatabaseError(f"the change stream ended: {error}") from error
+
+
+def _scope(exp_key: str | None) -> Document:
+    """For readers: exp_key None means the jobs of all experiments, as hyperopt has it."""
+    return {} if exp_key is None else {"exp_key": exp_key}
+
+
+def new_token() -> str:
+    """A fresh lease token: 128 random bits."""
+    return secrets.token_hex(16)
+
+
+def encode_job(doc: JobDoc) -> JobDoc:
+    """Make labels and result keys fit for MongoDB's field names."""
+    return {**doc, "misc": encode_keys(doc["misc"]), "result": encode_keys(doc["result"])}
+
+
+def decode_job(doc: JobDoc) -> JobDoc:
+    """Undo `encode_job`, also for documents that were read without some fields."""
+    return {key: decode_keys(value) if key in ("misc", "result") else value for key, value in doc.items()}
+
+
+def _claim_of(doc: JobDoc) -> Claim:
+    lease = doc["lease"]
+    held = Lease(token=lease["token"], worker=lease["worker"], expires=lease["expires"])
+    return Claim(doc=decode_job(doc), lease=held)
+
+
+def _fence(claim: Claim) -> Document:
+    """The condition of everything that a worker writes about a job."""
+    return {"_id": claim.job_id, "state": int(JobState.RUNNING), "lease.token": claim.lease.token}
+
+
+def _in_future(seconds: float) -> Document:
+    return {"$add": ["$$NOW", int(seconds * 1000)]}
+
+
+def _end_of_attempt(doc: JobDoc, event: Event, story: str, worker: str, now: datetime) -> Document:
+    """The update that ends an attempt without a result: back to the queue, or an error with the whole story."""
+    attempt = doc.get("attempt", 1)
+    entry = {"attempt": attempt, "worker": worker, "event": event.value, "reason": story, "at": now}
+    state = next_state(JobState.RUNNING, event, doc.get("history", ()))
+    fields: Document = {"state": int(state), "owner": None}
+    if event is Event.GIVE_UP:
+        told = [*doc.get("history", ()), entry]
+        text = "; ".join(f"attempt {one['attempt']}: {one['reason']}" for one in told)
+        fields |= {"error": ["AttemptsExhausted", text], "result": {"status": "fail"}}
+    return {
+        "$set": fields,
+        "$unset": {"lease": ""},
+        "$inc": {"version": 1},
+        "$push": {"history": {"$each": [entry], "$slice": -KEPT_HISTORY}},
+        "$currentDate": {"refresh_time": True},
+    }

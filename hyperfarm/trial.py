@@ -1,0 +1,120 @@
+"""What an objective calls inside a trial.
+
+    from hyperfarm import trial
+
+    def objective(point):
+        ...
+        trial.report(loss=loss, step=epoch)
+        trial.save_model(model)
+        return loss
+
+Outside a farm (the script runs alone) the same calls check their arguments and do nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+__all__ = ["attempt", "exp_key", "id", "report", "save", "save_model"]
+
+MODEL_NAME = "model.keras"
+
+id: int | None = None
+"""The number of this trial (tid), unique in its database; None outside a farm."""
+exp_key: str | None = None
+"""The experiment of this trial; None outside a farm."""
+attempt: int = 1
+"""Counts from 1: how often this trial has been begun."""
+
+
+class Link(Protocol):
+    """The way to the supervisor of this process."""
+
+    def report(self, values: dict[str, Any]) -> None: ...
+
+    def save(self, name: str, path: Path, kind: str) -> None: ...
+
+
+_link: Link | None = None
+_scratch: Path | None = None
+
+
+def enter(link: Link, scratch: Path, *, trial_id: int, experiment: str | None, attempt_number: int) -> None:
+    """Make this process's calls belong to one trial; for the process that runs objectives."""
+    global _link, _scratch, id, exp_key, attempt
+    _link, _scratch, id, exp_key, attempt = link, scratch, trial_id, experiment, attempt_number
+
+
+def leave() -> None:
+    """Undo `enter`."""
+    global _link, _scratch, id, exp_key, attempt
+    _link, _scratch, id, exp_key, attempt = None, None, None, None, 1
+
+
+def report(loss: float | None = None, step: int | None = None, **values: Any) -> None:
+    """Record intermediate values of this trial: a loss, a step (an epoch, say), any numbers by name.
+
+    They are sent at once and stored within about a second; `hyperfarm show K --trial T` lists them.
+    """
+    if loss is not None:
+        values["loss"] = float(loss)
+    if step is not None:
+        values["step"] = int(step)
+    if _link is not None and values:
+        _link.report(values)
+
+
+def save(name: str, data: str | os.PathLike[str] | bytes | IO[bytes]) -> None:
+    """Store a file with this trial: a path, bytes, or a file object opened for reading bytes.
+
+    The copy is in the database when the call returns; it becomes visible when the trial's result is
+    accepted. A second save under the same name replaces the first. Raises FileNotFoundError for a path
+    that is not there, TypeError for other data, OSError when the database refuses it.
+    """
+    if not name or "\0" in name:
+        raise ValueError("a saved file needs a name")
+    path, temporary = _as_file(data)
+    try:
+        if _link is not None:
+            _link.save(name, path, "artifact")
+    finally:
+        if temporary:
+            path.unlink(missing_ok=True)
+
+
+def save_model(model: Any, name: str = MODEL_NAME) -> None:
+    """Store a Keras model as a `.keras` file with this trial (see `save`).
+
+    Any model whose `save(path)` writes one file will do; the ending of `name` tells Keras the format.
+    """
+    if _link is None:
+        return
+    folder = Path(tempfile.mkdtemp(dir=_scratch))
+    try:
+        path = folder / Path(name).name
+        model.save(path)
+        _link.save(name, path, "model")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _as_file(data: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[Path, bool]:
+    """Return (a file that holds the data, whether we made it)."""
+    if isinstance(data, (str, os.PathLike)):
+        path = Path(data).absolute()
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path} to save")
+        return path, False
+    descriptor, made = tempfile.mkstemp(dir=_scratch)
+    with os.fdopen(descriptor, "wb") as out:
+        if isinstance(data, (bytes, bytearray, memoryview)):
+            out.write(data)
+        elif hasattr(data, "read"):
+            shutil.copyfileobj(data, out)
+        else:
+            raise TypeError(f"trial.save takes a path, bytes or a file object, not {type(data).__name__}")
+    return Path(made), True

@@ -1,0 +1,213 @@
+"""The process that runs objectives: `python -m hyperfarm.worker.child FD`.
+
+It loads one bundle, then evaluates one job after the other. It knows nothing of MongoDB: all goes through
+the socket FD to its supervisor. It dies with its supervisor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from hyperfarm.worker import wire
+
+PR_SET_PDEATHSIG = 1
+
+
+class Link:
+    """Messages of the running trial to the supervisor; safe to use from the objective's own threads."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._lock = threading.Lock()
+
+    def send(self, message: wire.Message) -> None:
+        with self._lock:
+            wire.send(self._channel, message)
+
+    def ask(self, message: wire.Message) -> Any:
+        """Send a request and wait for its answer. Raises OSError with the supervisor's reason."""
+        with self._lock:
+            wire.send(self._channel, message)
+            answer = wire.receive(self._channel)
+        if answer is None:
+            raise OSError("the supervisor is gone")
+        if "error" in answer:
+            raise OSError(answer["error"])
+        return answer.get("value")
+
+    def report(self, values: dict[str, Any]) -> None:
+        from hyperfarm.values import to_plain
+
+        self.send({"type": "report", "values": to_plain(values, where="report")})
+
+    def save(self, name: str, path: Path, kind: str) -> None:
+        self.ask({"type": "save", "name": name, "path": str(path), "kind": kind})
+
+
+class Attachments(MutableMapping[str, bytes]):
+    """hyperopt's `ctrl.attachments`: kept by the supervisor, stored with the trial."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def __setitem__(self, name: str, value: bytes | str) -> None:
+        data = value.encode() if isinstance(value, str) else value
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"attachment {name!r} must be bytes or text, not {type(value).__name__}")
+        self._link.ask({"type": "attach", "name": str(name), "data": bytes(data)})
+
+    def __getitem__(self, name: str) -> bytes:
+        data = self._link.ask({"type": "attached", "name": str(name)})
+        if data is None:
+            raise KeyError(name)
+        return bytes(data)
+
+    def __delitem__(self, name: str) -> None:
+        self._link.ask({"type": "detach", "name": str(name)})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._link.ask({"type": "attachments"}))
+
+    def __len__(self) -> int:
+        return len(self._link.ask({"type": "attachments"}))
+
+
+class Ctrl:
+    """What hyperopt hands to an objective that asks for it: the part that makes sense inside one trial."""
+
+    def __init__(self, link: Link, doc: dict[str, Any]) -> None:
+        self._link = link
+        self.current_trial = doc
+        self.attachments = Attachments(link)
+        self.workdir = os.getcwd()
+
+    def checkpoint(self, result: dict[str, Any] | None = None) -> None:
+        """Store a partial result of this trial."""
+        from hyperfarm.values import to_plain
+
+        if result is not None:
+            self._link.ask({"type": "checkpoint", "result": to_plain(result)})
+
+
+class Evaluator:
+    """One bundle's objective, ready to be evaluated at any point of its space."""
+
+    def __init__(self, folder: Path) -> None:
+        from hyperopt.base import Domain
+
+        from hyperfarm import bundle
+
+        objective = bundle.load(folder)
+        self.domain = Domain(objective.fn, objective.space, pass_expr_memo_ctrl=objective.pass_expr_memo_ctrl)
+
+    def __call__(self, misc: dict[str, Any], ctrl: Ctrl) -> Any:
+        """Call the objective at the point of `misc`, as hyperopt's `Domain.evaluate` does."""
+        from hyperopt import base, pyll
+
+        domain = self.domain
+        memo = domain.memo_from_config(base.spec_from_misc(misc))
+        base.use_obj_for_literal_in_memo(domain.expr, ctrl, base.Ctrl, memo)
+        if domain.pass_expr_memo_ctrl:
+            return domain.fn(expr=domain.expr, memo=memo, ctrl=ctrl)
+        return domain.fn(pyll.rec_eval(domain.expr, memo=memo, print_node_on_error=False))
+
+
+def run_job(evaluate: Evaluator, job: wire.Message, link: Link) -> wire.Message:
+    """Evaluate one job; whatever the objective does, the answer is a message with a result or an error."""
+    from hyperfarm import results, trial, values
+
+    notes: list[str] = []
+    started = time.monotonic()
+    scratch = Path(job["scratch"])
+    trial.enter(
+        link,
+        scratch,
+        trial_id=job["doc"]["tid"],
+        experiment=job["doc"]["exp_key"],
+        attempt_number=job["attempt"],
+    )
+    try:
+        ctrl = Ctrl(link, job["doc"])
+        returned = evaluate(job["doc"]["misc"], ctrl)
+        result = results.interpret(returned, hyperopt_losses=job["hyperopt_losses"])
+        for name, data in (result.pop("attachments", None) or {}).items():
+            ctrl.attachments[name] = data
+        answer: wire.Message = {"result": values.to_plain(result, note=notes.append)}
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - an objective may raise anything
+        answer = {
+            "error": [type(error).__name__, str(error)[:4000]],
+            "traceback": _traceback_of(error),
+        }
+    finally:
+        trial.leave()
+    for note in notes:
+        print(f"hyperfarm: {note}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return {"type": "result", "duration_s": time.monotonic() - started, "notes": notes, **answer}
+
+
+def _traceback_of(error: BaseException) -> str:
+    """The traceback from the objective's own frames on, without those of this file."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))[-60_000:]
+
+
+def die_with_supervisor(channel: socket.socket) -> None:
+    """End this process and all that it started as soon as the supervisor is gone, whatever the objective does."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    lifeline = int(os.environ.pop("HYPERFARM_LIFELINE"))
+
+    def wait_for_the_end() -> None:
+        os.read(lifeline, 1)  # Nothing is ever written: this returns when the other end is closed.
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=wait_for_the_end, daemon=True, name="lifeline").start()
+
+
+def main() -> None:
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business.
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    sys.argv[:] = ["hyperfarm"]
+    die_with_supervisor(channel)
+    link = Link(channel)
+    order = wire.receive(channel)
+    if order is None:
+        return
+    try:
+        evaluate = Evaluator(Path(order["folder"]))
+    except Exception as error:  # noqa: BLE001 - user code is imported here
+        missing = error.__cause__ if isinstance(error.__cause__, ModuleNotFoundError) else error
+        link.send(
+            {
+                "type": "unusable",
+                "error": [type(error).__name__, str(error)],
+                "traceback": _traceback_of(error),
+                "missing_module": getattr(missing, "name", None)
+                if isinstance(missing, ModuleNotFoundError)
+                else None,
+            }
+        )
+        return
+    link.send({"type": "ready"})
+    while (order := wire.receive(channel)) is not None:
+        link.send(run_job(evaluate, order, link))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""`hyperfarm worker`: run jobs on this host."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+import click
+
+from hyperfarm.cli_options import mongo_option, open_store
+from hyperfarm.jobs import DEFAULT_LEASE_S
+
+INTERRUPT_GRACE_S = 2.0
+"""After Ctrl-C running trials may finish within this time; then their jobs go back to the queue."""
+
+
+@click.command()
+@mongo_option
+@click.option("--exp-key", "exp_keys", multiple=True, help="Serve this experiment only (may be repeated).")
+@click.option("--slots", type=click.IntRange(1, 1024), default=1, show_default=True,
+              help="How many trials to run at once, each in a process of its own.")  # fmt: skip
+@click.option("--lease", "lease_s", type=click.FloatRange(1), default=DEFAULT_LEASE_S, show_default=True,
+              help="Seconds after which a worker that fell silent loses its trials.")  # fmt: skip
+@click.option("--grace", "grace_s", type=click.FloatRange(0), default=60.0, show_default=True,
+              help="Seconds that running trials get to finish after SIGTERM.")  # fmt: skip
+@click.option("--fresh", is_flag=True, help="Start a new process for every trial.")
+@click.option("--max-jobs", type=click.IntRange(1), default=None, help="Leave after this many trials.")
+@click.option("--quiet", is_flag=True, help="Print warnings only.")
+@click.option("--lifeline", is_flag=True, hidden=True, help="Drain when standard input is closed.")
+def worker(
+    mongo: str | None,
+    exp_keys: tuple[str, ...],
+    slots: int,
+    lease_s: float,
+    grace_s: float,
+    fresh: bool,
+    max_jobs: int | None,
+    quiet: bool,
+    lifeline: bool,
+) -> None:
+    """Run trials on this host until stopped.
+
+    Without --exp-key it serves every experiment of the database, fairly. SIGTERM lets running trials
+    finish for --grace seconds; Ctrl-C ends the worker within seconds; what was not finished goes back to
+    the queue and runs elsewhere.
+
+    \b
+    Example:
+      hyperfarm worker --mongo mongodb://db.example.org/jobs --slots 4
+    """
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    logging.getLogger("pymongo").setLevel(logging.CRITICAL)
+    with open_store(mongo) as store:
+        from hyperfarm.errors import DatabaseUnavailable
+        from hyperfarm.worker.supervisor import Supervisor, WorkerOptions
+
+        options = WorkerOptions(
+            slots=slots, exp_keys=exp_keys, lease_s=lease_s, fresh=fresh, max_jobs=max_jobs
+        )
+        supervisor = Supervisor(store, options)
+        stop_on_signals(supervisor.drain, supervisor.leave, grace_s)
+        if lifeline:
+            watch_lifeline(lambda: supervisor.drain(grace_s))
+        logging.info("worker %s: %d slots", supervisor.id, slots)
+        supervisor.run()
+        if supervisor.failure is not None:
+            raise DatabaseUnavailable(supervisor.failure)
+        logging.info("worker %s has stopped; nothing is left running", supervisor.id)
+
+
+def stop_on_signals(drain, leave, grace_s: float) -> None:  # type: ignore[no-untyped-def]
+    """The first SIGTERM or SIGINT drains, the second leaves at once."""
+    signals_seen = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        signals_seen.append(number)
+        if len(signals_seen) > 1:
+            threading.Thread(target=leave, daemon=True).start()
+            return
+        grace = grace_s if number == signal.SIGTERM else INTERRUPT_GRACE_S
+        drain(grace)
+        text = f"hyperfarm: stopping; running trials have {grace:.0f} s to finish, then they go back to the queue\n"
+        os.write(2, text.encode())
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+
+
+def watch_lifeline(gone) -> None:  # type: ignore[no-untyped-def]
+    """Call `gone` when standard input ends: the process that started this one is no more."""
+
+    def wait() -> None:
+        while os.read(0, 1024):
+            continue
+        gone()
+
+    threading.Thread(target=wait, daemon=True, name="lifeline").start()

@@ -1,0 +1,148 @@
+"""A child process as its supervisor sees it: started, spoken to, listened to, killed."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hyperfarm.worker import wire
+from hyperfarm.worker.logbuffer import LogBuffer
+
+KEPT_FROM_CHILD = (
+    "HYPERFARM_MONGO",
+    "HYPERFARM_MONGO_PASSWORD",
+    "HYPERFARM_MONGO_PASSWORD_FILE",
+    "HYPERFARM_SECRET_FILE",
+)
+"""Environment variables with the farm's credentials: the user's code has no business with them."""
+READ_SIZE = 1 << 16
+
+
+class ChildDied(Exception):
+    """The child ended in the middle of its work; the message says how."""
+
+
+class ChildProcess:
+    """One `hyperfarm.worker.child`, in a process group of its own, bound to one bundle.
+
+    Its output goes to `log`, bounded. Not thread-safe, but for `kill`, which any thread may call.
+    """
+
+    def __init__(self, revision: str) -> None:
+        self.revision = revision
+        self.log = LogBuffer()
+        self.scratch = Path(tempfile.mkdtemp(prefix="hyperfarm-"))
+        ours, theirs = socket.socketpair()
+        output, their_output = os.pipe()
+        their_lifeline, self._lifeline = os.pipe()
+        safe_path = ["-P"] if sys.version_info >= (3, 11) else []
+        command = [sys.executable, *safe_path, "-m", "hyperfarm.worker.child", str(theirs.fileno())]
+        environment = {key: value for key, value in os.environ.items() if key not in KEPT_FROM_CHILD}
+        environment["HYPERFARM_LIFELINE"] = str(their_lifeline)
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=their_output,
+                stderr=their_output,
+                pass_fds=(theirs.fileno(), their_lifeline),
+                start_new_session=True,
+                env=environment,
+            )
+        finally:
+            theirs.close()
+            os.close(their_output)
+            os.close(their_lifeline)
+        self._channel, self._output = ours, output
+        os.set_blocking(output, False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(ours, selectors.EVENT_READ)
+        self._selector.register(output, selectors.EVENT_READ)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: wire.Message) -> None:
+        """Send a message. Raises ChildDied when the child is gone."""
+        try:
+            wire.send(self._channel, message)
+        except OSError:
+            raise ChildDied(self._how_it_ended()) from None
+
+    def receive(self, timeout_s: float | None = None) -> wire.Message | None:
+        """Wait for the next message, reading output meanwhile; None after `timeout_s` without one.
+
+        Raises ChildDied when the child is gone.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = [key.fileobj for key, _ in self._selector.select(left)]
+            if self._output in ready:
+                self._read_output()
+            if self._channel in ready:
+                message = wire.receive(self._channel)
+                # All that the child printed before it sent the message is in the pipe by now.
+                self._read_output()
+                if message is None:
+                    raise ChildDied(self._how_it_ended())
+                return message
+            if not ready:
+                return None
+
+    def _read_output(self) -> None:
+        while True:
+            try:
+                data = os.read(self._output, READ_SIZE)
+            except BlockingIOError:
+                return
+            if not data:
+                self._selector.unregister(self._output)
+                os.set_blocking(self._output, False)
+                return
+            self.log.add(data)
+            if len(data) < READ_SIZE:
+                return
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "its process closed the connection"
+        if code >= 0:
+            return f"its process ended by itself with exit code {code}"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"its process was killed by {name}"
+
+    def kill(self) -> None:
+        """Kill the child and everything in its process group, now."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return
+
+    def close(self) -> None:
+        """End the child and give back all that it held. Idempotent."""
+        import shutil
+
+        if self._lifeline < 0:
+            return
+        self.kill()
+        self._process.wait()
+        self._selector.close()
+        self._channel.close()
+        os.close(self._output)
+        os.close(self._lifeline)
+        self._lifeline = -1
+        shutil.rmtree(self.scratch, ignore_errors=True)

@@ -1,0 +1,252 @@
+"""The supervisor of one host: its slots, its leases, its heartbeat, and how it stops.
+
+Stopping, in this order: claim no more; let running trials finish for a grace period (drain) or give their
+jobs back at once (leave); stop the heartbeat; unregister.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+
+import hyperfarm
+from hyperfarm.blobs import Blobs
+from hyperfarm.errors import DatabaseError
+from hyperfarm.jobs import DEFAULT_LEASE_S, Claim
+from hyperfarm.retry import patiently
+from hyperfarm.store import Store, new_token
+from hyperfarm.wakeup import Wakeup
+from hyperfarm.worker.bundle_cache import BundleCache
+from hyperfarm.worker.fairness import FairShare
+from hyperfarm.worker.slot import Slot
+
+log = logging.getLogger("hyperfarm.worker")
+HEARTBEAT_S = 30.0
+IDLE_LOOK_S = 60.0
+"""Even without news an idle slot looks at the queue this often."""
+LEAVE_S = 3.0
+"""How long leaving may take once the children are killed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """How one supervisor works. `exp_keys` empty: it serves every experiment."""
+
+    slots: int = 1
+    exp_keys: tuple[str, ...] = ()
+    lease_s: float = DEFAULT_LEASE_S
+    poll_s: float = 1.0
+    fresh: bool = False
+    max_jobs: int | None = None
+
+
+class Supervisor:
+    """Runs until `drain` or `leave` is called (signal handlers may), or the database is away for too long."""
+
+    def __init__(self, store: Store, options: WorkerOptions) -> None:
+        self.store, self.options = store, options
+        self.blobs = Blobs(store.database)
+        self.codes = BundleCache(store, self.blobs)
+        self.shares = FairShare()
+        self.host = socket.gethostname()
+        self.id = f"{self.host}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.leaving = False
+        self.failure: str | None = None
+        self._draining = threading.Event()
+        self._lock = threading.Lock()
+        self._held: dict[str, Slot] = {}
+        self._lost: set[str] = set()
+        self._claims_left = options.max_jobs
+        self._deadline: float | None = None
+        self._ended = threading.Event()
+        self.wakeup = Wakeup(store, queue_only=True, poll_s=options.poll_s)
+        self.slots = [Slot(self, number) for number in range(options.slots)]
+
+    # ---- life --------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until stopped; on return no child is left and this worker is unregistered."""
+        self._beat()
+        heart = threading.Thread(target=self._keep_beating, daemon=True, name="heartbeat")
+        heart.start()
+        for slot in self.slots:
+            slot.start()
+        try:
+            self._wait_for_slots()
+        finally:
+            self._ended.set()
+            self.wakeup.close()
+            for slot in self.slots:
+                slot.kill_child()
+            try:
+                self.store.unregister(self.id)
+            except DatabaseError as error:
+                log.warning("%s", error)
+
+    def _wait_for_slots(self) -> None:
+        while any(slot.is_alive() for slot in self.slots):
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                if self.leaving:
+                    log.warning("some jobs could not be given back; their leases will expire")
+                    return
+                self.leave()
+            for slot in self.slots:
+                slot.join(0.05)
+
+    def drain(self, grace_s: float) -> None:
+        """Claim no more; give back after `grace_s` seconds what still runs. Safe in a signal handler."""
+        self._deadline = time.monotonic() + grace_s
+        self._draining.set()
+        threading.Thread(target=self.wakeup.close, daemon=True).start()
+
+    def leave(self) -> None:
+        """Kill the children and give their jobs back now."""
+        self.leaving = True
+        self._deadline = time.monotonic() + LEAVE_S
+        self._draining.set()
+        self.wakeup.close()
+        for slot in self.slots:
+            slot.kill_child()
+
+    def fail(self, reason: str) -> None:
+        """A slot cannot go on (the database is away for too long): stop the whole worker."""
+        self.failure = reason
+        self.leave()
+
+    @property
+    def out_of_time(self) -> bool:
+        """True when writes should not be waited for any longer."""
+        return self.leaving and self._deadline is not None and time.monotonic() >= self._deadline - 1.0
+
+    # ---- claiming ----------------------------------------------------------------------------------
+
+    def next_claim(self, slot: Slot) -> Claim | None:
+        """Wait for a job for this slot and claim it; None when the worker stops."""
+        while not self._draining.is_set():
+            seen = self.wakeup.generation
+            claim = patiently(lambda: self._try_to_claim(slot), stop=self._draining.is_set)
+            if claim is not None:
+                return claim
+            if self._claims_left == 0:
+                return None
+            self.wakeup.wait(seen, IDLE_LOOK_S)
+        return None
+
+    def _try_to_claim(self, slot: Slot) -> Claim | None:
+        waiting = [key for key in self.store.queued_experiments() if self._may_serve(key)]
+        loaded = slot.loaded[0] if slot.loaded else None
+        for key in self.shares.order(waiting, loaded=loaded, startup_s=slot.startup_s):
+            if not self._take_turn():
+                return None
+            claim = self._claim(slot, key)
+            if claim is not None:
+                return claim
+            self._give_turn_back()
+        return None
+
+    def _may_serve(self, key: str | None) -> bool:
+        return (not self.options.exp_keys or key in self.options.exp_keys) and self.codes.may_serve(key)
+
+    def _claim(self, slot: Slot, key: str | None) -> Claim | None:
+        token = new_token()
+        sent = False
+
+        def claim() -> Claim | None:
+            nonlocal sent
+            if sent and (found := self.store.claimed(token)) is not None:
+                return found
+            sent = True
+            owner = f"{self.host}:{os.getpid()}"
+            return self.store.claim(
+                key, worker=self.id, owner=owner, token=token, lease_s=self.options.lease_s
+            )
+
+        claimed = patiently(claim, stop=self._draining.is_set)
+        if claimed is not None:
+            with self._lock:
+                self._held[token] = slot
+        return claimed
+
+    def _take_turn(self) -> bool:
+        """Take one claim out of `max_jobs`; False when none is left."""
+        with self._lock:
+            if self._claims_left is None:
+                return True
+            if self._claims_left == 0:
+                return False
+            self._claims_left -= 1
+            return True
+
+    def _give_turn_back(self) -> None:
+        with self._lock:
+            if self._claims_left is not None:
+                self._claims_left += 1
+
+    def let_go(self, claim: Claim) -> None:
+        """Stop renewing the lease of a job that has come to its outcome."""
+        with self._lock:
+            self._held.pop(claim.lease.token, None)
+            self._lost.discard(claim.lease.token)
+
+    def is_lost(self, claim: Claim) -> bool:
+        with self._lock:
+            return claim.lease.token in self._lost
+
+    # ---- heartbeat ---------------------------------------------------------------------------------
+
+    def _keep_beating(self) -> None:
+        """Renew leases and say that we live, until the end; an error is told and the next beat tries again."""
+        interval = min(self.options.lease_s / 3, HEARTBEAT_S)
+        while not self._ended.wait(interval * random.uniform(0.9, 1.0)):
+            self._attempt(self._renew)
+            self._attempt(self._beat)
+            self._attempt(self._reap)
+            for key in self.options.exp_keys or self._known_keys():
+                self.codes.forget(key)
+
+    def _known_keys(self) -> list[str | None]:
+        return [slot.loaded[0] for slot in self.slots if slot.loaded]
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        try:
+            patiently(action, patience_s=self.options.lease_s, stop=self._ended.is_set)
+        except DatabaseError as error:
+            log.warning("%s", error)
+
+    def _renew(self) -> None:
+        with self._lock:
+            tokens = list(self._held)
+        lost = self.store.renew(tokens, self.options.lease_s)
+        with self._lock:
+            # A job that came to its outcome meanwhile has no lease any more, and lost nothing.
+            slots = [self._held[token] for token in lost if token in self._held]
+            self._lost |= {token for token in lost if token in self._held}
+        for slot in slots:
+            slot.kill_child()
+
+    def _beat(self) -> None:
+        fields = {
+            "host": self.host,
+            "pid": os.getpid(),
+            "slots": self.options.slots,
+            "exp_keys": list(self.options.exp_keys) or None,
+            "busy": len(self._held),
+            "draining": self._draining.is_set(),
+            "refused": self.codes.refusals(),
+            "python": platform.python_version(),
+            "versions": {"hyperfarm": hyperfarm.__version__, "hyperopt": metadata.version("hyperopt")},
+        }
+        self.store.heartbeat(self.id, fields)
+
+    def _reap(self) -> None:
+        for doc, event in self.store.reap():
+            log.warning("trial %s of %s: its lease expired; %s", doc["tid"], doc["exp_key"], event.value)
