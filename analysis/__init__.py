@@ -1,1 +1,1 @@
-"""The analysis reads results and models back: tables, plots, models."""
+"""The analysis reads results and models back: tables, plots, models. It never writes to the database."""

@@ -6,6 +6,7 @@ runs code: a worker calls `verify`, then `unpack`, and `load` only in the child 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import types
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -30,14 +31,24 @@ import cloudpickle
 from hyperfarm.errors import BundleError, BundleRefused
 from hyperfarm.fingerprint import (
     Held,
+    define_symbols,
     fingerprint,
     fingerprint_space,
     held_by,
     is_by_value,
+    name_of,
     type_name,
     user_symbols,
 )
-from hyperfarm.sources import Import, Sources, find_sources, imports_of_code, imports_of_source
+from hyperfarm.sources import (
+    Import,
+    Sources,
+    find_sources,
+    imports_of_code,
+    imports_of_script,
+    main_script,
+    root_of,
+)
 
 SIZE_LIMIT_BYTES = 64 << 20
 """The source files and the pickled objective together must not be larger."""
@@ -87,39 +98,32 @@ def pack(
     Raises BundleError: something cannot be pickled (told with the variable that holds it), a module is
     compiled or zipped, an included path does not exist, or all is over `SIZE_LIMIT_BYTES`.
     """
-    script = script or _main_script()
-    folder = script.parent if script else Path.cwd()
-    payload = {
-        "fn": fn,
-        "space": space,
-        "pass_expr_memo_ctrl": pass_expr_memo_ctrl,
-        "symbols": user_symbols(space),
-    }
-    pickled, recorder = _pickle(payload)
-    imports = recorder.imports + (_script_imports(script) if script else [])
+    script = script.absolute() if script else main_script()
+    folder = root_of(script) if script else Path.cwd()
+    include = [(script.parent if script else folder) / path for path in include]
+    payload = {"fn": fn, "space": space, "pass_expr_memo_ctrl": pass_expr_memo_ctrl}
+    pickled, recorder = _pickle({**payload, "symbols": user_symbols(space), "main": {}})
+    imports = recorder.imports + (imports_of_script(script) if script else [])
     sources = find_sources(modules=recorder.modules, imports=imports, include=include, folder=folder)
     if len(pickled) + sum(map(len, sources.files.values())) > SIZE_LIMIT_BYTES:
         raise _too_large(fn, sources.files)
-    identity = (fingerprint(fn), fingerprint_space(space), pass_expr_memo_ctrl, _digests(sources.files))
-    owners = _distributions(sources)
+    identity = (fingerprint(fn), fingerprint_space(space), pass_expr_memo_ctrl, sources.files)
+    revision, owners = fingerprint(identity), _distributions(sources)
+    packages = {name: _version(name) for name in sorted({*_ALWAYS, *owners.values()})}
+    version = sys.version_info[:2]
     manifest = {
         "format": _FORMAT,
-        "revision": fingerprint(identity),
-        "name": _name(fn),
-        "python": sys.version_info[:2],
-        "packages": {name: _version(name) for name in sorted({*_ALWAYS, *owners.values()})},
+        "revision": revision,
+        "name": name_of(fn),
+        "python": version,
+        "packages": packages,
         "owners": owners,
-        "script": script.name if script else None,
+        "script": script.relative_to(folder).as_posix() if script else None,
         "sizes": {f"src/{name}": len(data) for name, data in sources.files.items()}
         | {"objective.pkl": len(pickled)},
     }
-    return Bundle(
-        content=_zip(manifest, sources.files, pickled),
-        revision=str(manifest["revision"]),
-        name=_name(fn),
-        python=sys.version_info[:2],
-        packages={name: _version(name) for name in sorted({*_ALWAYS, *owners.values()})},
-    )
+    content = _zip(manifest, sources.files, pickled)
+    return Bundle(content=content, revision=revision, name=name_of(fn), python=version, packages=packages)
 
 
 def sign(secret: bytes, content: bytes, exp_key: str | None, revision: str) -> str:
@@ -176,7 +180,8 @@ def unpack(content: bytes, folder: Path) -> Path:
             except OSError:
                 if _is_complete(target):
                     break
-                _move_away(target, Path(tempfile.mkdtemp(dir=fresh)) / "old")
+                with contextlib.suppress(FileNotFoundError):  # Another process was faster.
+                    os.rename(target, Path(tempfile.mkdtemp(dir=fresh)) / "old")
             else:
                 break
         else:
@@ -201,19 +206,15 @@ def load(folder: Path) -> Objective:
     except ModuleNotFoundError as exc:
         raise BundleError(_missing(exc.name or str(exc), manifest)) from exc
     except Exception as exc:
+        versions = ", ".join(f"{name} {version}" for name, version in manifest["packages"].items())
         raise BundleError(
             f"The objective {manifest['name']} cannot be loaded: {type(exc).__name__}: {exc}. "
-            f"It was packed with {_versions(manifest)}; compare `pip list` on this host."
+            f"It was packed with {versions}; compare `pip list` on this host."
         ) from exc
     if manifest["script"]:
         payload["main"]["__file__"] = os.path.join(home, manifest["script"])
-    _define(payload["symbols"])
-    return Objective(
-        fn=payload["fn"], space=payload["space"], pass_expr_memo_ctrl=payload["pass_expr_memo_ctrl"]
-    )
-
-
-# --- packing ---
+    define_symbols(payload["symbols"])
+    return Objective(**{name: payload[name] for name in ("fn", "space", "pass_expr_memo_ctrl")})
 
 
 class _TooLarge(Exception):
@@ -230,14 +231,14 @@ class _Bounded(io.BytesIO):
 class _Recorder(cloudpickle.Pickler):  # type: ignore[misc]
     """Pickles as cloudpickle does, and notes which modules and imports the pickle needs."""
 
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: io.BytesIO, main: dict[str, Any]) -> None:
         super().__init__(file)
         self.modules: set[str] = set()
         self.imports: list[Import] = []
         space = vars(sys.modules["__main__"])
-        # The namespace of the script's functions in the child. Without __file__: it is set there.
-        self.main = {"__name__": "__main__", "__package__": space.get("__package__")}
-        self.globals_ref[id(space)] = self.main
+        # `main` becomes the namespace of the script's functions. Without __file__: it is set in the child.
+        main.update(__name__="__main__", __package__=space.get("__package__"))
+        self.globals_ref[id(space)] = main
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, io.IOBase) and not isinstance(obj, io.StringIO | io.BytesIO):
@@ -262,46 +263,19 @@ def _cached(fn: Callable[..., Any], maxsize: int | None, typed: bool) -> Callabl
     return functools.lru_cache(maxsize, typed)(fn)
 
 
-def _dumps(value: object) -> tuple[bytes, _Recorder]:
-    file = _Bounded()
-    recorder = _Recorder(file)
-    if isinstance(value, dict) and "symbols" in value:
-        value = {**value, "main": recorder.main}
+def _dumps(value: object, main: dict[str, Any] | None = None) -> tuple[bytes, _Recorder]:
+    recorder = _Recorder(file := _Bounded(), {} if main is None else main)
     recorder.dump(value)
     return file.getvalue(), recorder
 
 
 def _pickle(payload: dict[str, Any]) -> tuple[bytes, _Recorder]:
     try:
-        return _dumps(payload)
+        return _dumps(payload, payload["main"])
     except _TooLarge:
         raise _too_large(payload["fn"], {}) from None
     except Exception as exc:
         raise BundleError(_explain(payload, exc)) from exc
-
-
-def _main_script() -> Path | None:
-    file = getattr(sys.modules.get("__main__"), "__file__", None)
-    return Path(os.path.abspath(file)) if file and file.endswith(".py") else None
-
-
-def _script_imports(script: Path) -> list[Import]:
-    try:
-        text = script.read_bytes()
-    except OSError as exc:
-        raise BundleError(f"Cannot read the script {script}: {exc.strerror}.") from exc
-    return imports_of_source(text, getattr(sys.modules.get("__main__"), "__package__", None) or "")
-
-
-def _name(fn: Any) -> str:
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    named = fn if hasattr(fn, "__qualname__") else type(fn)
-    return f"{getattr(named, '__module__', None) or '__main__'}:{named.__qualname__}"
-
-
-def _digests(files: dict[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
 def _distributions(sources: Sources) -> dict[str, str]:
@@ -310,7 +284,6 @@ def _distributions(sources: Sources) -> dict[str, str]:
     return {top: sorted(set(known[top]))[0] for top in sorted(sources.foreign) if known.get(top)}
 
 
-@functools.cache
 def _version(distribution: str) -> str:
     try:
         return metadata.version(distribution)
@@ -328,9 +301,6 @@ def _zip(manifest: dict[str, Any], files: dict[str, bytes], pickled: bytes) -> b
             info.compress_type, info.create_system, info.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
             archive.writestr(info, entries[name])
     return file.getvalue()
-
-
-# --- what went wrong ---
 
 
 def _fault(value: object) -> Exception | None:
@@ -354,13 +324,13 @@ def _explain(payload: dict[str, Any], exc: Exception) -> str:
         value = step.value
         seen.add(id(value))
     if not path:
-        return f"The {what} {_name(value)} cannot be pickled for the workers: {exc}."
+        return f"The {what} {name_of(value)} cannot be pickled for the workers: {exc}."
     holder = next((step for step in reversed(path) if step.is_variable), path[0])
     inner = path[-1]
     inside = "" if inner is holder else f" (in it, {inner.label} is a {type_name(inner.value)})"
     return (
-        f"The {what} cannot be sent to the workers: {holder.label} holds a {type_name(holder.value)}{inside}, "
-        "which cannot be pickled. Create it inside the objective."
+        f"The {what} cannot be sent to the workers: {holder.label} holds a {type_name(holder.value)}"
+        f"{inside}, which cannot be pickled. Create it inside the objective."
     )
 
 
@@ -390,19 +360,12 @@ def _too_large(fn: object, files: dict[str, bytes]) -> BundleError:
     )
 
 
-def _versions(manifest: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in manifest["packages"].items())
-
-
 def _missing(module: str, manifest: dict[str, Any]) -> str:
     top = module.partition(".")[0]
     told = f"The objective {manifest['name']} needs module {module}, which is missing on this host: "
     if owner := manifest["owners"].get(top):
         return f"{told}install {owner}=={manifest['packages'][owner]} in the environment of its worker."
     return f"{told}install the package that brings it; if it is a file of your own, pass it with include=."
-
-
-# --- unpacking ---
 
 
 def _manifest(content: bytes) -> dict[str, Any]:
@@ -416,22 +379,15 @@ def _manifest(content: bytes) -> dict[str, Any]:
     return manifest
 
 
-def _safe_entries(archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
-    for info in archive.infolist():
-        name = PurePosixPath(info.filename)
-        if name.is_absolute() or ".." in name.parts or re.search(r"[\\:\0]", info.filename):
-            raise BundleError(
-                f"The bundle holds a file with the unsafe name {info.filename!r}: not unpacked."
-            )
-        yield info
-
-
 def _extract(content: bytes, folder: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        for info in list(_safe_entries(archive)):
-            file = folder / info.filename
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(archive.read(info))
+        for name in archive.namelist():
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or re.search(r"[\\:\0]", name):
+                raise BundleError(f"The bundle holds a file with the unsafe name {name!r}: not unpacked.")
+        for name in archive.namelist():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(archive.read(name))
 
 
 def _is_complete(target: Path) -> bool:
@@ -441,20 +397,3 @@ def _is_complete(target: Path) -> bool:
         return all((target / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _move_away(target: Path, aside: Path) -> None:
-    try:
-        os.rename(target, aside)
-    except FileNotFoundError:
-        return  # Another process was faster.
-
-
-def _define(symbols: dict[str, Callable[..., Any]]) -> None:
-    """Bring the user's own symbols of the space to this process's hyperopt."""
-    from hyperopt.pyll.base import scope
-
-    for name, fn in symbols.items():
-        if name not in scope._impls:
-            scope.define(fn)
-        scope._impls[name] = fn

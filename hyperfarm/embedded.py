@@ -243,7 +243,9 @@ def _identity(pid: int) -> str:
             Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
         )
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return "" if fields[0] in "ZX" else f"{boot}:{fields[19]}"
+        # Its first thread is a zombie before the others have let go of port and files: wait for them.
+        ended = fields[0] in "ZX" and int(fields[17]) <= 1
+        return "" if ended else f"{boot}:{fields[19]}"
     except OSError:
         if Path("/proc/self").exists():
             return ""

@@ -77,6 +77,24 @@ def user_symbols(space: object) -> dict[str, Callable[..., Any]]:
     return {name: fn for name, fn in found.items() if not _is_library(fn)}
 
 
+def define_symbols(symbols: dict[str, Callable[..., Any]]) -> None:
+    """Bring a user's own symbols to the hyperopt of this process."""
+    from hyperopt.pyll.base import scope
+
+    for name, fn in symbols.items():
+        if name not in scope._impls:
+            scope.define(fn)
+        scope._impls[name] = fn
+
+
+def name_of(fn: Any) -> str:
+    """Return `module:qualname` of a callable, for people; of a partial, that of its function."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    named = fn if hasattr(fn, "__qualname__") else type(fn)
+    return f"{getattr(named, '__module__', None) or '__main__'}:{named.__qualname__}"
+
+
 def is_by_value(thing: Any) -> bool:
     """True for a function or class that no other process can import by its name."""
     module = sys.modules.get(getattr(thing, "__module__", None) or "")

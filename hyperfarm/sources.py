@@ -113,6 +113,25 @@ def imports_of_code(code: types.CodeType, package: str) -> list[Import]:
     return found
 
 
+def main_script() -> Path | None:
+    """The file that was run, if it is a user's script and not a program such as pytest or hyperfarm."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None) or ""
+    is_ours = (getattr(main, "__package__", None) or "").partition(".")[0] == "hyperfarm"
+    return Path(os.path.abspath(file)) if file.endswith(".py") and is_own(file) and not is_ours else None
+
+
+def root_of(script: Path) -> Path:
+    """The folder of a script, or for `python -m a.b` the one that holds package `a`."""
+    package = getattr(sys.modules["__main__"], "__package__", None) or ""
+    return script.parents[len(package.split(".")) if package and script == main_script() else 0]
+
+
+def imports_of_script(script: Path) -> list[Import]:
+    """Return the imports of the script that `__main__` runs."""
+    return imports_of_source(_read(script), getattr(sys.modules.get("__main__"), "__package__", None) or "")
+
+
 def is_own(path: str | Path) -> bool:
     """True if a path lies outside the standard library and outside every site-packages folder."""
     spot = Path(os.path.abspath(path))

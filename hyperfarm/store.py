@@ -381,6 +381,19 @@ class Store:
             found = self.jobs.find(query, shown or None).sort("tid", ASCENDING)
             return [decode_job(doc) for doc in found]
 
+    def job(self, exp_key: str | None, tid: int) -> JobDoc | None:
+        """One job of the experiment with all that it holds, None when it has no such tid; index `view`."""
+        with translated("reading a job"):
+            doc = self.jobs.find_one({"exp_key": exp_key, "tid": tid})
+        return None if doc is None else decode_job(doc)
+
+    def job_rows(self, exp_key: str | None, fields: Iterable[str]) -> list[JobDoc]:
+        """All jobs of exactly this exp_key, by tid, with only `fields` (names as stored); index `view`."""
+        with translated("reading jobs"):
+            shown: Document = {"_id": 0, "tid": 1, **dict.fromkeys(fields, 1)}
+            found = self.jobs.find({"exp_key": exp_key}, shown).sort("tid", ASCENDING)
+            return [decode_job(doc) for doc in found]
+
     def best_job(self, exp_key: str | None) -> JobDoc | None:
         """The successful job with the lowest loss (the earliest of equals), NaN apart; index `best`."""
         query: Document = {"exp_key": exp_key, "result.status": "ok", "state": int(JobState.DONE)}

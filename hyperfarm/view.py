@@ -9,10 +9,12 @@ No clock of any worker takes part.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 
-from hyperfarm.jobs import JobDoc, JobState
+from hyperfarm.jobs import JobDoc, JobState, is_failed, is_ok
 from hyperfarm.store import Store
+from hyperfarm.values import is_number
 
 COMPARE_EVERY_S = 10.0
 COMPARE_SHARE = 0.02
@@ -20,23 +22,43 @@ COMPARE_SHARE = 0.02
 
 
 class View:
-    """The jobs of one experiment (exp_key None: of all) by tid. Not thread-safe."""
+    """The jobs of one experiment (exp_key None: of all) by tid, with what a search asks at every step.
+
+    All but a full refresh costs as much as what changed. Not thread-safe.
+    """
 
     def __init__(
         self, store: Store, exp_key: str | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store, self._exp_key, self._clock = store, exp_key, clock
         self._jobs: dict[int, JobDoc] = {}
+        self._sorted: list[JobDoc] = []
         self._unfinished: set[int] = set()
-        self._sorted: list[JobDoc] | None = []
+        self._failed: set[int] = set()
+        self._slots: dict[int, int] = {}
+        self._best: JobDoc | None = None
         self._last_tid = -1
         self._next_compare = 0.0
 
     def jobs(self) -> list[JobDoc]:
         """All jobs, ordered by tid. The list is ours: do not change it."""
-        if self._sorted is None:
-            self._sorted = [self._jobs[tid] for tid in sorted(self._jobs)]
         return self._sorted
+
+    def unfinished(self) -> list[JobDoc]:
+        """The jobs that wait or run."""
+        return [self._jobs[tid] for tid in self._unfinished]
+
+    def slots(self) -> dict[int, int]:
+        """The slots of the budget that have a job, with its tid. The dict is ours: do not change it."""
+        return self._slots
+
+    def count_failed(self) -> int:
+        """How many finished jobs of the budget have no usable result."""
+        return len(self._failed)
+
+    def best(self) -> JobDoc | None:
+        """The successful job with the lowest loss, NaN apart; of equals the one with the lowest tid."""
+        return self._best
 
     def refresh(self, *, full: bool = False) -> list[JobDoc]:
         """Bring the copy up to date; return the jobs that are new or changed.
@@ -55,8 +77,7 @@ class View:
         return self._update(seen, self._unfinished - {tid for tid, _, _ in seen})
 
     def _update(self, seen: Iterable[tuple[int, int, int]], gone: Iterable[int]) -> list[JobDoc]:
-        for tid in list(gone):
-            self._forget(tid)
+        self.forget(list(gone))
         stale = [tid for tid, version, state in seen if not self._is_current(tid, version, state)]
         changed = self._store.jobs_by_tid(self._exp_key, stale) if stale else []
         self.put(changed)
@@ -67,22 +88,53 @@ class View:
         return known is not None and known.get("version", 0) == version and known["state"] == state
 
     def put(self, docs: Iterable[JobDoc]) -> None:
-        """Take in documents: those just read, or just inserted by ourselves."""
+        """Take in documents: those just read, or just made by ourselves."""
         for doc in docs:
             tid = doc["tid"]
-            in_order = self._sorted is not None and tid not in self._jobs and tid > self._last_tid
-            self._jobs[tid] = doc
-            self._last_tid = max(self._last_tid, tid)
-            if in_order and self._sorted is not None:
+            if tid in self._jobs:
+                self._drop_marks(tid)
+                self._sorted[self._position(tid)] = doc
+            elif tid > self._last_tid:
                 self._sorted.append(doc)
             else:
-                self._sorted = None
-            if JobState(doc["state"]).is_finished:
-                self._unfinished.discard(tid)
-            else:
-                self._unfinished.add(tid)
+                self._sorted.insert(self._position(tid), doc)
+            self._jobs[tid] = doc
+            self._last_tid = max(self._last_tid, tid)
+            self._mark(tid, doc)
 
-    def _forget(self, tid: int) -> None:
-        self._jobs.pop(tid, None)
+    def forget(self, tids: Iterable[int]) -> None:
+        """Drop jobs that are not in the database (any more)."""
+        for tid in tids:
+            if tid in self._jobs:
+                self._drop_marks(tid)
+                del self._sorted[self._position(tid)]
+                del self._jobs[tid]
+
+    def _position(self, tid: int) -> int:
+        return bisect_left(self._sorted, tid, key=lambda doc: doc["tid"])
+
+    def _mark(self, tid: int, doc: JobDoc) -> None:
+        if "slot" in doc:
+            self._slots[doc["slot"]] = tid
+        if not JobState(doc["state"]).is_finished:
+            self._unfinished.add(tid)
+        elif is_failed(doc):
+            if "slot" in doc:
+                self._failed.add(tid)
+        elif is_ok(doc) and is_number(doc["result"].get("loss")):
+            self._best = doc if self._best is None else min(self._best, doc, key=_rank)
+
+    def _drop_marks(self, tid: int) -> None:
+        before = self._jobs[tid]
         self._unfinished.discard(tid)
-        self._sorted = None
+        self._failed.discard(tid)
+        if self._slots.get(before.get("slot", -1)) == tid:
+            del self._slots[before["slot"]]
+        if self._best is not None and self._best["tid"] == tid:
+            others = [doc for doc in self._sorted if doc["tid"] != tid and is_ok(doc)]
+            numbered = [doc for doc in others if is_number(doc["result"].get("loss"))]
+            self._best = min(numbered, key=_rank, default=None)
+
+
+def _rank(doc: JobDoc) -> tuple[float, int]:
+    return doc["result"]["loss"], doc["tid"]

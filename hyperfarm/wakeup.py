@@ -58,11 +58,15 @@ class Wakeup:
             self._closed = True
             self._condition.notify_all()
 
+    def _is_closed(self) -> bool:
+        with self._condition:
+            return self._closed
+
     def _follow(self) -> None:
-        while not self._closed:
+        while not self._is_closed():
             try:
                 for _ in self._store.watch(queue_only=self._queue_only, await_s=AWAIT_S):
-                    if self._closed:
+                    if self._is_closed():
                         return
                     self._streams = True
                     self.notify()

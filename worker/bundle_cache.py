@@ -42,11 +42,18 @@ class BundleCache:
         self._codes: dict[tuple[Key, str], Code] = {}
         self._refused: dict[tuple[Key, str], str] = {}
         self._current: dict[Key, str] = {}
+        self._news = False
 
     def refusals(self) -> list[dict[str, Any]]:
         """What this host refuses, for its document in `workers`."""
         with self._lock:
             return [{"exp_key": key, "reason": reason} for (key, _), reason in self._refused.items()]
+
+    def has_news(self) -> bool:
+        """True once after each new refusal."""
+        with self._lock:
+            news, self._news = self._news, False
+            return news
 
     def may_serve(self, key: Key) -> bool:
         """True when the newest code of the experiment can be run here; a refusal is logged once."""
@@ -79,6 +86,7 @@ class BundleCache:
     def _note_refusal(self, key: Key, revision: str, reason: str) -> None:
         if (key, revision) not in self._refused:
             log.warning("experiment %s is not served by this worker: %s", key, reason)
+            self._news = True
         self._refused[key, revision] = reason
 
     def forget(self, key: Key) -> None:

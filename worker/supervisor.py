@@ -136,6 +136,8 @@ class Supervisor:
             claim = patiently(lambda: self._try_to_claim(slot), stop=self._draining.is_set)
             if claim is not None:
                 return claim
+            if self.codes.has_news():
+                self._beat()
             if self._claims_left == 0:
                 return None
             self.wakeup.wait(seen, IDLE_LOOK_S)

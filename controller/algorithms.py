@@ -1,0 +1,97 @@
+"""Search algorithms by name, by `module:function`, or as functions with hyperopt's signature.
+
+suggest(new_ids, domain, trials, seed) -> list of trial documents
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hyperfarm.errors import UsageError
+from hyperfarm.jobs import JobDoc
+
+Suggest = Callable[..., list[JobDoc]]
+
+DEFAULT = "tpe"
+
+
+def _tpe() -> Suggest:
+    from hyperfarm.controller.tpe import suggest
+
+    return suggest
+
+
+def _rand() -> Suggest:
+    from hyperopt import rand
+
+    return rand.suggest  # type: ignore[no-any-return]
+
+
+def _anneal() -> Suggest:
+    from hyperopt import anneal
+
+    return anneal.suggest  # type: ignore[no-any-return]
+
+
+NAMES: dict[str, Callable[[], Suggest]] = {"tpe": _tpe, "rand": _rand, "anneal": _anneal}
+
+
+def resolve(algo: str | Suggest | None) -> tuple[str, Suggest]:
+    """Return (a name to show, the function).
+
+    hyperopt's own `tpe.suggest`, also with arguments bound by functools.partial, becomes ours: with no
+    trial running both choose the same point. Raises UsageError for what is not an algorithm.
+    """
+    if algo is None:
+        algo = DEFAULT
+    if isinstance(algo, str):
+        if algo in NAMES:
+            return algo, NAMES[algo]()
+        if ":" in algo:
+            return algo, _imported(algo)
+        near = difflib.get_close_matches(algo, NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}, and module:function"
+        raise UsageError(f"no search algorithm is called {algo!r}; {hint}")
+    if not callable(algo):
+        raise UsageError(f"algo must be a name or a function like hyperopt's tpe.suggest, not {algo!r}")
+    return _name_of(algo), _aware_of_running(algo)
+
+
+def _imported(name: str) -> Suggest:
+    module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"the search algorithm {name!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise UsageError(f"{name!r} is not a function, so it cannot be a search algorithm")
+    return found  # type: ignore[no-any-return]
+
+
+def _aware_of_running(algo: Suggest) -> Suggest:
+    from hyperopt import tpe
+
+    from hyperfarm.controller.tpe import suggest
+
+    if algo is tpe.suggest:
+        return suggest
+    if isinstance(algo, functools.partial) and algo.func is tpe.suggest:
+        return functools.partial(suggest, *algo.args, **algo.keywords)
+    return algo
+
+
+def _name_of(algo: Any) -> str:
+    if isinstance(algo, functools.partial):
+        return _name_of(algo.func)
+    if getattr(algo, "__module__", "").startswith("hyperopt."):
+        return str(algo.__module__).removeprefix("hyperopt.")
+    return f"{getattr(algo, '__module__', '?')}:{getattr(algo, '__qualname__', type(algo).__name__)}"

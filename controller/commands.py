@@ -1,0 +1,143 @@
+"""`hyperfarm run`, `cancel` and `rm`: the commands that change an experiment."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hyperfarm.cli_options import database_url, mongo_option, no_such_experiment, open_store
+from hyperfarm.errors import UsageError
+
+if TYPE_CHECKING:
+    from hyperfarm.trials import MongoTrials
+
+EXIT_INTERRUPTED = 130
+DEFAULT_MAX_EVALS = 20
+
+
+@click.command()
+@click.argument("target", metavar="FILE.py|module:function")
+@mongo_option
+@click.option("--exp-key", default=None, help="Name of the experiment (default: the file's name).")
+@click.option("--algo", default="tpe", show_default=True, help="tpe, rand, anneal, or module:function.")
+@click.option("--max-evals", type=int, default=None,
+              help="Number of trials (default: 20, or what the experiment has).")  # fmt: skip
+@click.option("--timeout", type=float, default=None, help="Stop after this many seconds.")
+@click.option("--loss-threshold", type=float, default=None, help="Stop at a loss this low.")
+@click.option("--seed", type=int, default=None, help="Seed of the search (default: a random one).")
+@click.option("--workers", type=int, default=None,
+              help="Slots to run on this machine (default: 1 with the private database, else 0).")  # fmt: skip
+@click.option("--include", type=click.Path(path_type=Path), multiple=True,
+              help="A further file or folder that the objective needs (may be repeated).")  # fmt: skip
+@click.option("--extend", is_flag=True, help="Give the experiment this --max-evals instead of its own.")
+@click.option("--replace-code", is_flag=True, help="Carry the experiment on with changed code.")
+def run(
+    target: str,
+    mongo: str | None,
+    exp_key: str | None,
+    algo: str,
+    max_evals: int | None,
+    timeout: float | None,
+    loss_threshold: float | None,
+    seed: int | None,
+    workers: int | None,
+    include: tuple[Path, ...],
+    extend: bool,
+    replace_code: bool,
+) -> None:
+    """Search for the point of `space` with the lowest loss of `objective`.
+
+    FILE.py defines both: a function `objective(point)` and `space`, a hyperopt search space. The file
+    and the modules of yours that it imports travel to the workers by themselves. The same command
+    carries on a search that was interrupted.
+
+    \b
+    Example:
+      hyperfarm run optimise_task.py --max-evals 20 --workers 2
+      hyperfarm run mypackage.search:objective --mongo mongodb://db.example.org/jobs
+    """
+    from hyperfarm import settings
+    from hyperfarm.controller import algorithms, objectives
+    from hyperfarm.controller.plan import Reason
+    from hyperfarm.controller.search import Limits
+    from hyperfarm.controller.session import Job, search
+    from hyperfarm.controller.summary import print_summary
+    from hyperfarm.trials import MongoTrials
+
+    limits = Limits(timeout_s=timeout, loss_threshold=loss_threshold)
+    if max_evals is not None and max_evals < 1:
+        raise UsageError(f"--max-evals is {max_evals}; it must be 1 or more")
+    algorithms.resolve(algo)
+    found = objectives.find(target)
+    slots = workers if workers is not None else int(settings.mongo_url(mongo) is None)
+    with database_url(mongo) as url:
+        trials = MongoTrials(url, exp_key=exp_key or found.exp_key, refresh=False)
+        job = Job(
+            fn=found.fn,
+            space=found.space,
+            algo=algo,
+            max_evals=max_evals or _default_budget(trials),
+            seed=seed,
+            extend=extend,
+            replace_code=replace_code,
+            include=include,
+            script=found.script,
+        )
+        ended = search(trials, job, limits, show=True, workers=slots, url=url)
+        print_summary(trials, found.space, ended, again=shlex.join(["hyperfarm", *sys.argv[1:]]))
+        trials.store.close()
+    if ended.reason is Reason.INTERRUPTED:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _default_budget(trials: MongoTrials) -> int:
+    known = trials.store.experiment(trials.exp_key)
+    return int(known["max_evals"]) if known else DEFAULT_MAX_EVALS
+
+
+@click.command()
+@click.argument("exp_key")
+@mongo_option
+def cancel(exp_key: str, mongo: str | None) -> None:
+    """Cancel an experiment's waiting and running trials.
+
+    Finished trials stay. A controller that drives the experiment ends; workers stop its trials when they
+    next renew their leases. Running it again carries the experiment on.
+
+    \b
+    Example:
+      hyperfarm cancel optimise_task
+    """
+    with open_store(mongo) as store:
+        if not store.update_experiment(exp_key, {"state": "cancelled"}):
+            raise no_such_experiment(exp_key, [doc["_id"] for doc in store.experiments()])
+        count = store.cancel(exp_key)
+        click.echo(f"{exp_key}: {count} trial{'' if count == 1 else 's'} cancelled; finished trials are kept")
+
+
+@click.command()
+@click.argument("exp_key")
+@mongo_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rm(exp_key: str, mongo: str | None, yes: bool) -> None:
+    """Delete an experiment: its trials, reports, models, logs and code.
+
+    \b
+    Example:
+      hyperfarm rm optimise_task --yes
+    """
+    from hyperfarm.blobs import Blobs
+    from hyperfarm.removal import remove
+
+    with open_store(mongo) as store:
+        known = {doc["_id"] for doc in store.experiments()} | {row["_id"] for row in store.summaries()}
+        if exp_key not in known:
+            raise no_such_experiment(exp_key, known)
+        if not yes:
+            click.confirm(f"Delete experiment {exp_key} with all its trials and models?", abort=True)
+        count = remove(store, Blobs(store.database), exp_key)
+        click.echo(f"{exp_key}: removed, with {count} trial{'' if count == 1 else 's'}")

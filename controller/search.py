@@ -1,0 +1,340 @@
+"""The search loop: asks the algorithm for points, queues them as jobs, follows what becomes of them."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from hyperfarm.controller import plan
+from hyperfarm.controller.algorithms import Suggest
+from hyperfarm.controller.experiment import Experiment
+from hyperfarm.controller.plan import Reason, Situation
+from hyperfarm.errors import DatabaseError, UsageError
+from hyperfarm.jobs import DEFAULT_MAX_ATTEMPTS, JobDoc, JobState
+from hyperfarm.mongo import Document
+from hyperfarm.retry import patiently
+from hyperfarm.trials import MongoTrials
+from hyperfarm.wakeup import Wakeup
+
+FLUSH_S = 0.02
+"""Suggestions are inserted at least this often, so that slots need not wait for a slow algorithm."""
+LOOK_AT_WORKERS_S = 1.0
+TICK_S = 0.5
+"""Time limits and the display are looked after this often, also without news."""
+REAP_EVERY_S = 5.0
+STANDALONE_POLL_S = 0.1
+RATE_WINDOW_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When a search stops before its budget is used up. `timeout_s` counts from the start of `run`."""
+
+    timeout_s: float | None = None
+    loss_threshold: float | None = None
+    early_stop_fn: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise UsageError(f"timeout is {self.timeout_s}; it must be a number of seconds above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """A snapshot for the display. `rate` in trials per second, `best` the doc of the best trial so far."""
+
+    budget: int
+    done: int
+    failed: int
+    queued: int
+    running: int
+    best: JobDoc | None
+    rate: float
+    workers: list[Document]
+    refusals: list[str]
+    elapsed_s: float
+
+
+class Display(Protocol):
+    """What follows a search on the terminal."""
+
+    def update(self, status: Status) -> None: ...
+
+
+class Search:
+    """One run of a controller on one experiment.
+
+    Whatever ends it, queued jobs that nobody has begun are withdrawn (their slots of the budget are free
+    again), running ones are left to their workers, and the same call carries the search on.
+    """
+
+    def __init__(
+        self,
+        trials: MongoTrials,
+        experiment: Experiment,
+        domain: Any,
+        algo: Suggest,
+        limits: Limits,
+        display: Display | None = None,
+        check: Callable[[Search], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.trials, self.experiment, self.domain, self.algo = trials, experiment, domain, algo
+        self.limits, self.display, self.check, self.clock = limits, display, check, clock
+        self.store = trials.store
+        self.stop_requested = False
+        self._started = clock()
+        self._finishes: deque[tuple[float, int]] = deque()
+        self._seen_finished = -1
+        self._reaction_s = 0.02
+        self._next_look = self._next_reap = 0.0
+        self._workers: list[Document] = []
+        self._refusals: dict[str, str] = {}
+        self._busy_elsewhere = 0
+        self._exhausted = self._cancelled = False
+        self._low_water = 0
+        self.budget = experiment.max_evals
+        self._early_stop_args: list[Any] = []
+
+    def run(self) -> Reason:
+        """Drive the search until it is complete or a limit is reached; return which.
+
+        MongoDB may be away for minutes meanwhile. Raises what `check` and the algorithm raise.
+        """
+        self._started = self.clock()
+        wakeup = Wakeup(self.store, queue_only=False, poll_s=STANDALONE_POLL_S)
+        try:
+            while True:
+                seen = wakeup.generation
+                began = self.clock()
+                reason, hungry = patiently(self._step, stop=lambda: self.stop_requested)
+                if reason is not None:
+                    return reason
+                self._reaction_s += 0.1 * (self.clock() - began + FLUSH_S - self._reaction_s)
+                self.check(self)
+                # Events come in swarms: with jobs still in the queue there is time to take them together.
+                if not hungry:
+                    time.sleep(FLUSH_S)
+                wakeup.wait(seen, self._time_to_sleep())
+        finally:
+            wakeup.close()
+            self._put_away()
+
+    def _put_away(self) -> None:
+        try:
+            self.store.withdraw_queued(self.experiment.exp_key)
+            self.trials.local.refresh(full=True)
+            self.trials.show_local()
+            self._show(self._situation())
+        except DatabaseError:
+            return  # The error that brought us here is on its way; queued jobs are harmless.
+
+    def _time_to_sleep(self) -> float:
+        if self.limits.timeout_s is None:
+            return TICK_S
+        return min(TICK_S, max(0.0, self._started + self.limits.timeout_s - self.clock()))
+
+    def _step(self) -> tuple[Reason | None, bool]:
+        """Look, decide, act, once. Returns (the end, if it is one; whether the queue is short of jobs)."""
+        self._look_at_workers()
+        self.trials.refresh()
+        now = self._situation()
+        self._show(now)
+        reason = self._end(now)
+        if reason is not None:
+            return reason, False
+        wanted = plan.jobs_wanted(now)
+        if wanted:
+            self._queue(wanted)
+        return None, wanted > 0 or now.queued == 0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the search began."""
+        return self.clock() - self._started
+
+    @property
+    def nobody_will_serve(self) -> str | None:
+        """The reason of one refusal, when every live worker refuses the experiment."""
+        refusals = list(self._refusals.values())
+        return refusals[0] if refusals and not self._workers else None
+
+    # ---- looking -----------------------------------------------------------------------------------
+
+    def _look_at_workers(self) -> None:
+        now = self.clock()
+        if now >= self._next_look:
+            key = self.experiment.exp_key
+            # Young searches look more often: their workers are just coming up.
+            self._next_look = now + min(LOOK_AT_WORKERS_S, 0.1 + 0.2 * (now - self._started))
+            serving = [
+                worker
+                for worker in self.store.live_workers()
+                if not worker.get("draining") and key in (worker.get("exp_keys") or [key])
+            ]
+            self._refusals = {
+                worker["_id"]: f"worker {worker['host']} does not serve {key}: {refusal['reason']}"
+                for worker in serving
+                for refusal in worker.get("refused", ())
+                if refusal["exp_key"] == key
+            }
+            self._workers = [worker for worker in serving if worker["_id"] not in self._refusals]
+            doc = self.store.experiment(key)
+            self._cancelled = doc is None or doc["state"] == "cancelled"
+            self.budget = self.budget if doc is None else doc["max_evals"]
+            ours = sum(doc["state"] == JobState.RUNNING for doc in self.trials.local.unfinished())
+            self._busy_elsewhere = max(0, self.store.running_count() - ours)
+        if now >= self._next_reap:
+            self._next_reap = now + REAP_EVERY_S
+            self.store.reap()
+
+    def _situation(self) -> Situation:
+        jobs = [doc for doc in self.trials.local.unfinished() if "slot" in doc]
+        queued = sum(doc["state"] == JobState.NEW for doc in jobs)
+        taken = len(self.trials.local.slots())
+        finished = taken - len(jobs)
+        return Situation(
+            budget=self.budget,
+            taken=taken,
+            finished=finished,
+            queued=queued,
+            running=len(jobs) - queued,
+            live_slots=sum(worker["slots"] for worker in self._workers),
+            busy_elsewhere=self._busy_elsewhere,
+            rate=self._rate(finished),
+            reaction_s=self._reaction_s,
+        )
+
+    def _rate(self, finished: int) -> float:
+        """Trials finished per second within the last seconds."""
+        now = self.clock()
+        self._finishes.append((now, finished))
+        while len(self._finishes) > 2 and self._finishes[1][0] < now - RATE_WINDOW_S:
+            self._finishes.popleft()
+        (then, before), span = self._finishes[0], now - self._finishes[0][0]
+        return (finished - before) / span if span > 0 and then < now else 0.0
+
+    def _end(self, now: Situation) -> Reason | None:
+        if self.stop_requested:
+            return Reason.INTERRUPTED
+        news = now.finished != self._seen_finished
+        self._seen_finished = now.finished
+        if plan.is_complete(now):
+            return Reason.COMPLETE
+        limits = self.limits
+        if limits.timeout_s is not None and self.clock() - self._started >= limits.timeout_s:
+            return Reason.TIMEOUT
+        if news and limits.loss_threshold is not None:
+            best = self.trials.local.best()
+            if best is not None and best["result"]["loss"] <= limits.loss_threshold:
+                return Reason.THRESHOLD
+        if news and limits.early_stop_fn is not None and self.trials.trials:
+            stop, self._early_stop_args = limits.early_stop_fn(self.trials, *self._early_stop_args)
+            if stop:
+                return Reason.EARLY_STOP
+        if self._exhausted and now.taken == now.finished:
+            return Reason.EXHAUSTED
+        return Reason.CANCELLED if self._cancelled else None
+
+    # ---- acting ------------------------------------------------------------------------------------
+
+    def _queue(self, wanted: int) -> None:
+        """Make and insert `wanted` suggestions, each with what is known when it is made."""
+        slots = iter(self._free_slots(wanted))
+        tids = self.trials.new_trial_ids(wanted)
+        pending: list[JobDoc] = []
+        flushed = self.clock()
+        for tid in tids:
+            slot = next(slots, None)
+            if slot is None or self._exhausted:
+                break
+            doc = self._suggest(tid, slot)
+            if doc is None:
+                self._exhausted = True
+                break
+            pending.append(doc)
+            # The next suggestion must know of this one, whether it is inserted yet or not.
+            self.trials.local.put([doc])
+            self.trials.show_local()
+            if self.clock() - flushed >= FLUSH_S:
+                self._insert(pending)
+                pending, flushed = [], self.clock()
+                self.trials.refresh()
+        self._insert(pending)
+
+    def _free_slots(self, count: int) -> list[int]:
+        """The lowest slots of the budget that have no job."""
+        taken = self.trials.local.slots()
+        free: list[int] = []
+        # Below this mark all are taken, unless one was freed; then the search begins anew.
+        slot = self._low_water if self._low_water <= len(taken) else 0
+        while len(free) < count and slot < self.budget:
+            if slot not in taken:
+                free.append(slot)
+            slot += 1
+        self._low_water = free[0] if free else slot
+        return free
+
+    def _suggest(self, tid: int, slot: int) -> JobDoc | None:
+        """One new job document, or None when the algorithm has nothing left to try."""
+        seed = slot_seed(self.experiment.seed, slot)
+        docs = self.algo([tid], self.domain, self.trials, seed)
+        if not docs:
+            return None
+        doc: JobDoc = docs[0]
+        plain_vals(doc["misc"])
+        doc |= {
+            "slot": slot,
+            "attempt": 0,
+            "max_attempts": DEFAULT_MAX_ATTEMPTS,
+            "bundle": self.experiment.revision,
+        }
+        return doc
+
+    def _insert(self, docs: list[JobDoc]) -> None:
+        if not docs:
+            return
+        inserted = set(patiently(lambda: self.trials._insert_trial_docs(docs)))
+        # A slot that another controller has taken: its job comes in by the next refresh.
+        self.trials.local.forget(doc["tid"] for doc in docs if doc["tid"] not in inserted)
+        if len(inserted) < len(docs):
+            self.trials.local.refresh(full=True)
+            self.trials.show_local()
+
+    # ---- telling -----------------------------------------------------------------------------------
+
+    def _show(self, now: Situation) -> None:
+        if self.display is None:
+            return
+        failed = self.trials.local.count_failed()
+        self.display.update(
+            Status(
+                budget=self.budget,
+                done=now.finished - failed,
+                failed=failed,
+                queued=now.queued,
+                running=now.running,
+                best=self.trials.local.best(),
+                rate=now.rate,
+                workers=self._workers,
+                refusals=list(self._refusals.values()),
+                elapsed_s=self.elapsed_s,
+            )
+        )
+
+
+def slot_seed(seed: int, slot: int) -> int:
+    """The seed of one suggestion: a function of the experiment's seed and the slot alone."""
+    return int(np.random.SeedSequence([seed, slot]).generate_state(1)[0])
+
+
+def plain_vals(misc: Document) -> None:
+    """Make the values and ids of a suggestion plain numbers (algorithms return NumPy's)."""
+    for column in ("idxs", "vals"):
+        for values in misc[column].values():
+            values[:] = [value.item() if isinstance(value, np.generic) else value for value in values]

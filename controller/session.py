@@ -1,0 +1,161 @@
+"""One search from beginning to end: database, experiment, local workers, loop, display."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hyperopt.base import Domain
+from hyperopt.exceptions import DuplicateLabel
+
+from hyperfarm import bundle
+from hyperfarm.controller import algorithms
+from hyperfarm.controller.experiment import Experiment, Request, open_experiment
+from hyperfarm.controller.local_workers import LocalWorker, local_worker
+from hyperfarm.controller.plan import Reason
+from hyperfarm.controller.progress import Progress
+from hyperfarm.controller.search import Limits, Search
+from hyperfarm.errors import HyperfarmError, UsageError
+from hyperfarm.mongo import hide_password
+from hyperfarm.trials import MongoTrials
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be searched: objective and space, with all that describes the experiment.
+
+    `include` names further files and folders that the objective needs; `script` the file it comes from.
+    """
+
+    fn: Callable[..., Any]
+    space: Any
+    algo: Any = None
+    max_evals: int | None = None
+    seed: int | None = None
+    extend: bool = False
+    grow: bool = False
+    replace_code: bool = False
+    hyperopt_losses: bool = False
+    pass_expr_memo_ctrl: bool | None = None
+    include: Sequence[Path] = ()
+    script: Path | None = None
+
+
+def make_domain(job: Job) -> Domain:
+    """hyperopt's Domain of the search. Raises UsageError for a space that hyperopt cannot take."""
+    try:
+        return Domain(job.fn, job.space, pass_expr_memo_ctrl=job.pass_expr_memo_ctrl)
+    except DuplicateLabel as error:
+        raise UsageError(f"two parameters of the space have the same name: {error}") from error
+    except Exception as error:
+        raise UsageError(f"the search space is not usable: {type(error).__name__}: {error}") from error
+
+
+def check_objective(fn: Any) -> None:
+    """Raise UsageError for an objective that is not callable."""
+    if not callable(fn):
+        raise UsageError(f"the objective must be a function, not {type(fn).__name__}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a search ended."""
+
+    reason: Reason
+    experiment: Experiment
+    elapsed_s: float
+
+
+def search(
+    trials: MongoTrials,
+    job: Job,
+    limits: Limits,
+    *,
+    show: bool,
+    workers: int = 0,
+    url: str = "",
+) -> Ended:
+    """Run a search of `trials`'s experiment to its end; Ctrl-C ends it tidily (Reason.INTERRUPTED).
+
+    `workers` slots run on this machine during the search, for which `url` is needed.
+    """
+    check_objective(job.fn)
+    exp_key = trials.exp_key
+    if exp_key is None:
+        raise UsageError("a search needs an experiment: give exp_key (MongoTrials(url, exp_key=...))")
+    if workers < 0:
+        raise UsageError(f"workers is {workers}; it must be 0 or more")
+    algo_name, algo = algorithms.resolve(job.algo)
+    domain = make_domain(job)
+    packed = bundle.pack(
+        job.fn,
+        job.space,
+        pass_expr_memo_ctrl=job.pass_expr_memo_ctrl,
+        include=job.include,
+        script=job.script,
+    )
+    request = Request(
+        exp_key=exp_key,
+        bundle=packed,
+        space=job.space,
+        algo=algo_name,
+        max_evals=job.max_evals,
+        seed=job.seed,
+        extend=job.extend,
+        grow=job.grow,
+        replace_code=job.replace_code,
+        hyperopt_losses=job.hyperopt_losses,
+    )
+    experiment = open_experiment(trials.store, trials.blobs, request)
+    trials.local.refresh(full=True)
+    hint = (
+        "no worker serves this experiment; start one, here or on another host: hyperfarm worker --mongo "
+        f"{hide_password(url) if url else 'URL'}"
+    )
+    with Progress(exp_key, hint) if show else contextlib.nullcontext() as progress:
+        say = progress.say if progress is not None else lambda _: None
+        with local_worker(url, exp_key, workers, say) as local:
+            loop = Search(
+                trials, experiment, domain, algo, limits, progress, check=lambda loop: _check(loop, local)
+            )
+            with interruptible(loop):
+                reason = loop.run()
+        # The jobs that the local worker gave back go with the rest of the queue.
+        if local is not None and reason is not Reason.COMPLETE:
+            trials.store.withdraw_queued(exp_key)
+            trials.refresh()
+    return Ended(reason=reason, experiment=experiment, elapsed_s=loop.elapsed_s)
+
+
+def _check(loop: Search, local: LocalWorker | None) -> None:
+    """With a worker of our own, its end or its refusal is ours: nobody else may ever come."""
+    if local is not None:
+        local.check()
+        if loop.nobody_will_serve is not None:
+            raise HyperfarmError(loop.nobody_will_serve)
+
+
+@contextlib.contextmanager
+def interruptible(loop: Search) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM end the search tidily; a second one raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if loop.stop_requested:
+            raise KeyboardInterrupt
+        loop.stop_requested = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,46 @@
+"""What a search prints when it ends: what came out, and what to do next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from hyperfarm.controller.plan import Reason
+from hyperfarm.controller.session import Ended
+from hyperfarm.jobs import JobState, is_failed, is_ok
+from hyperfarm.trials import MongoTrials
+
+
+def print_summary(trials: MongoTrials, space: Any, ended: Ended, *, again: str) -> None:
+    """Print the outcome on standard output. `again` is the command that carries the search on."""
+    key = ended.experiment.exp_key
+    jobs = trials.local.jobs()
+    ok, failed = sum(map(is_ok, jobs)), [doc for doc in jobs if is_failed(doc)]
+    running = sum(doc["state"] == JobState.RUNNING for doc in jobs)
+    counts = f"{ok} ok, {len(failed)} failed" + (f", {running} still running" if running else "")
+    click.echo(f"{key}: {counts} after {ended.elapsed_s:.1f} s ({ended.reason.value})")
+    best = trials.local.best()
+    if best is not None:
+        values = {label: vals[0] for label, vals in best["misc"]["vals"].items() if vals}
+        point = ", ".join(f"{label}={_short(value)}" for label, value in sorted(values.items()))
+        click.echo(f"best loss {best['result']['loss']:.6g} (trial {best['tid']}): {point}")
+    elif failed:
+        error = failed[0].get("error")
+        why = ": ".join(error) if error else "its result has status 'fail'"
+        click.echo(f"no trial has succeeded; trial {failed[0]['tid']}: {why}")
+    if ended.reason is not Reason.COMPLETE:
+        click.echo(f"carry it on with the same command:\n  {again}")
+    click.echo("next:")
+    click.echo(f"  hyperfarm show {key}")
+    if best is not None:
+        click.echo(f"  hyperfarm plot {key} --kind 3d")
+        if any(entry["kind"] == "model" for entry in best.get("artifacts", ())):
+            click.echo(f"  hyperfarm pull {key} -o best.keras")
+    else:
+        shown = failed[0]["tid"] if failed else "TRIAL"
+        click.echo(f"  hyperfarm logs {key} {shown}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,137 @@
+"""`minimize`: a whole search in one call."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyperfarm import settings
+from hyperfarm.jobs import JobDoc
+
+if TYPE_CHECKING:
+    from hyperfarm.trials import MongoTrials
+
+_open = contextlib.ExitStack()
+"""The private database, once it is in use, runs until this process ends: results refer to it."""
+_private_url: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """What a search has found so far.
+
+    `best` are the best point's values as the objective got them, `best_params` the same as hyperopt writes
+    them (choices as indices), `best_loss` its loss and `best_trial` its document; all None while no
+    trial succeeded. `trials` is the MongoTrials with every trial; `reason` says why the search ended.
+    """
+
+    exp_key: str
+    reason: str
+    complete: bool
+    best: Any
+    best_params: Mapping[str, Any] | None
+    best_loss: float | None
+    best_trial: JobDoc | None
+    trials: MongoTrials
+    url: str
+    elapsed_s: float
+
+
+def database_url(mongo: str | None) -> str:
+    """The URL that is meant; starts the private database, for the life of this process, if it is the one."""
+    global _private_url
+    url = settings.mongo_url(mongo)
+    if url is not None:
+        return url
+    if _private_url is None:
+        from hyperfarm import embedded
+
+        _private_url = _open.enter_context(embedded.running())
+        atexit.register(_open.close)
+    return _private_url
+
+
+def minimize(
+    objective: Callable[..., Any],
+    space: Any,
+    *,
+    max_evals: int | None,
+    algo: str | Callable[..., Any] = "tpe",
+    exp_key: str | None = None,
+    mongo: str | None = None,
+    workers: int | None = None,
+    seed: int | None = None,
+    timeout: float | None = None,
+    loss_threshold: float | None = None,
+    early_stop_fn: Callable[..., Any] | None = None,
+    extend: bool = False,
+    replace_code: bool = False,
+    include: Sequence[str | Path] = (),
+    progress: bool = True,
+) -> SearchResult:
+    """Minimize `objective` over a hyperopt space on the farm, and return what was found.
+
+    Exactly `max_evals` trials finish (None: no limit), whatever dies meanwhile; calling again carries on
+    where the search stood. `exp_key` names the experiment (default: the function's name). `mongo` is the
+    database (default: as for the command line, else a private one). `workers` slots run on this machine
+    (default: 1 with the private database, else 0: workers are elsewhere). `timeout` in seconds: returns
+    then, queued trials are withdrawn, running ones are left to their workers. A changed objective or
+    space under the same `exp_key` is refused unless `replace_code`, another `max_evals` unless `extend`.
+    `include` names further files that the objective needs.
+
+    Raises HyperfarmError with a sentence that says what to do; KeyboardInterrupt after Ctrl-C, with all
+    finished trials kept.
+    """
+    from hyperopt import space_eval
+
+    from hyperfarm.controller.plan import Reason
+    from hyperfarm.controller.search import Limits
+    from hyperfarm.controller.session import Job, check_objective, search
+    from hyperfarm.trials import MongoTrials
+
+    check_objective(objective)
+    limits = Limits(timeout_s=timeout, loss_threshold=loss_threshold, early_stop_fn=early_stop_fn)
+    is_private = settings.mongo_url(mongo) is None
+    url = database_url(mongo)
+    trials = MongoTrials(url, exp_key=exp_key or _name_of(objective), refresh=False)
+    job = Job(
+        fn=objective,
+        space=space,
+        algo=algo,
+        max_evals=max_evals,
+        seed=seed,
+        extend=extend,
+        replace_code=replace_code,
+        include=[Path(path) for path in include],
+    )
+    slots = workers if workers is not None else int(is_private)
+    ended = search(trials, job, limits, show=progress, workers=slots, url=url)
+    if ended.reason is Reason.INTERRUPTED:
+        raise KeyboardInterrupt
+    best = trials.local.best()
+    params = None
+    if best is not None:
+        params = {label: values[0] for label, values in best["misc"]["vals"].items() if values}
+    return SearchResult(
+        exp_key=ended.experiment.exp_key,
+        reason=ended.reason.value,
+        complete=ended.reason is Reason.COMPLETE,
+        best=None if params is None else space_eval(space, params),
+        best_params=params,
+        best_loss=None if best is None else best["result"]["loss"],
+        best_trial=best,
+        trials=trials,
+        url=url,
+        elapsed_s=ended.elapsed_s,
+    )
+
+
+def _name_of(objective: Any) -> str:
+    while hasattr(objective, "func"):
+        objective = objective.func
+    name = getattr(objective, "__name__", type(objective).__name__)
+    return "objective" if name == "<lambda>" else str(name)
