@@ -17,7 +17,9 @@ from hyperfarm.analysis.reading import (
     find_rows,
     loss_of,
     parameters_of,
+    succeeded,
 )
+from hyperfarm.analysis.telling import shortened
 from hyperfarm.blobs import REF
 from hyperfarm.errors import UsageError
 from hyperfarm.jobs import JobDoc
@@ -32,14 +34,14 @@ SPECIAL: dict[str, tuple[str, Callable[[JobDoc], Any]]] = {
 RESULT = "result."
 WIDE = 8.0
 """Positive values are drawn on a logarithmic scale when their median lies this far from both ends ..."""
-VERY_WIDE = 1000.0
+VERY_WIDE = 50.0
 """... or this far from the largest."""
 LISTED = 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One number per trial. `values[i]` belongs to row i: a finite number, or None where there is none.
+    """One number per trial. `values[i]` belongs to row i: a finite number, or None (also for a trial that failed).
 
     `ticks` names the values of a choice; `log` says that the scale is logarithmic (all values positive).
     """
@@ -71,7 +73,10 @@ class Axes:
         Raises UsageError when nothing is called so (naming what there is), when its values are not numbers,
         or when `log` is asked for and some value is not positive.
         """
-        label, raw = self._raw_values(name)
+        label, found = self._raw_values(name)
+        raw: list[Any] = [
+            value if succeeded(row) else None for row, value in zip(self.rows, found, strict=True)
+        ]
         values = [float(value) if is_number(value) and math.isfinite(value) else None for value in raw]
         there = [value for value in values if value is not None]
         if not there:
@@ -81,7 +86,7 @@ class Axes:
         options = self.experiment.space.choices.get(name, []) if name not in SPECIAL else []
         return Axis(
             name=name,
-            label=label,
+            label=shortened(label, 45),
             values=values,
             log=self._is_log(name, there) if log is None else log,
             whole=all(isinstance(value, int) for value in raw if is_number(value)),
@@ -157,7 +162,7 @@ def numbers_in(result: dict[str, Any], prefix: str = "") -> list[str]:
 def _no_numbers(experiment: Experiment, name: str, raw: Iterable[Any]) -> str:
     held = next((value for value in raw if value is not None), None)
     if held is None:
-        return f"no trial of {experiment.name} has a {name} yet"
+        return f"no finished trial of {experiment.name} has a {name}"
     if isinstance(held, float):
         return f"{name} is never a finite number in {experiment.name}: it cannot be drawn"
     kinds = {str: "text", bool: "true or false", bytes: "bytes", dict: "a dict", list: "a list"}

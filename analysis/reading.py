@@ -8,13 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hyperfarm.analysis.space import Space, read_space
 from hyperfarm.cli_options import no_such_experiment
 from hyperfarm.errors import UsageError
 from hyperfarm.jobs import JobDoc, JobState, is_ok
 from hyperfarm.store import Store
 from hyperfarm.values import encode_key
-
-from hyperfarm.analysis.space import Space, read_space
 
 Document = dict[str, Any]
 
@@ -25,6 +24,8 @@ ROW_FIELDS = (
     "result.status", "result.loss", "result.pruned",
 )  # fmt: skip
 """What tables and plots need of every job: never a whole result, which may be large."""
+UNLIMITED_FROM = 2**53
+"""A budget from here on means that there is none."""
 MISSING: Any = object()
 
 
@@ -52,6 +53,12 @@ def find_experiment(store: Store, name: str) -> Experiment:
             return Experiment(exp_key=key, doc=doc, space=read_space(doc.get("space")))
     known = {doc["_id"] for doc in store.experiments()} | {row["_id"] for row in store.summaries()}
     raise no_such_experiment(name, known)
+
+
+def budget_of(doc: Document) -> int | None:
+    """The number of trials that the experiment's document allows; None for no limit, or none known."""
+    budget = doc.get("max_evals")
+    return budget if isinstance(budget, int) and budget < UNLIMITED_FROM else None
 
 
 def _has_jobs(store: Store, key: str | None) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hyperfarm.analysis.axes import Axes, Axis
-from hyperfarm.analysis.reading import best_row, count, loss_of, succeeded
+from hyperfarm.analysis.reading import best_row, count, duration_of, loss_of, outcome, succeeded
 from hyperfarm.errors import UsageError
 
-WHOLE_EXPERIMENT = ("running", "waiting", "cancelled")
+AXES_OF = {"3d": ("x", "y", "z", "color"), "scatter": ("x", "y", "color"), "history": ("y",)}
+"""What can be chosen for each kind of picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,12 @@ def make_scene(source: Axes, wishes: Wishes) -> Scene:
     tids = [source.rows[place]["tid"] for place in drawn]
     return Scene(
         title=wishes.title or source.experiment.name,
-        subtitle=_subtitle(source, len(good), len(drawn)),
+        subtitle=_subtitle(source, wishes.kind, len(good), len(drawn)),
         axes={which: _narrowed(axis, drawn) for which, axis in axes.items()},
         tids=tids,
         best=tids.index(best["tid"]) if best is not None and best["tid"] in tids else None,
         best_label=f"best: loss {loss_of(best):.4g} (trial {best['tid']})" if best is not None else "",
-        failed_at=[row["tid"] for row in source.rows if not succeeded(row) and row["state"] in (2, 3)],
+        failed_at=[row["tid"] for row in source.rows if outcome(row) == "failed"],
     )
 
 
@@ -80,74 +80,45 @@ def _narrowed(axis: Axis, places: Sequence[int]) -> Axis:
     return replace(axis, values=[axis.values[place] for place in places])
 
 
-def _subtitle(source: Axes, good: int, drawn: int) -> str:
+def _subtitle(source: Axes, kind: str, good: int, drawn: int) -> str:
     """How many trials there are, and what became of those that are not drawn."""
     parts = [f"{drawn} trial{'s' if drawn != 1 else ''}"]
     counts = count(source.rows)
     for what in ("failed", "pruned"):
         if counts.get(what):
-            parts.append(f"{counts[what]} {what} (not drawn)")
+            marked = kind == "history" and what == "failed"
+            parts.append(f"{counts[what]} {what}" + ("" if marked else " (not drawn)"))
     if good > drawn:
         parts.append(f"{good - drawn} without a value on every axis (not drawn)")
-    parts += [f"{counts[what]} {what}" for what in WHOLE_EXPERIMENT if counts.get(what)]
+    parts += [f"{counts[what]} {what}" for what in ("running", "waiting", "cancelled") if counts.get(what)]
     return " · ".join(parts)
 
 
 def _choose_axes(source: Axes, wishes: Wishes) -> dict[str, Axis]:
-    choose = {"3d": _choose_3d, "scatter": _choose_scatter, "history": _choose_history}[wishes.kind]
-    names = choose(source, wishes)
+    possible = AXES_OF[wishes.kind]
+    for which in ("x", "y", "z", "color"):
+        asked = getattr(wishes, which) is not None or wishes.scale(which) is not None
+        if asked and which not in possible:
+            raise UsageError(f"a picture of kind {wishes.kind} has no {which} to choose")
+    names = _choose_names(source, wishes)
     axes = {which: source.make(name, log=wishes.scale(which)) for which, name in names.items()}
-    if "color" in _choosable(wishes.kind):
-        axes["color"] = _color(source, wishes, last=axes["z"] if "z" in axes else axes["y"])
-    for which in (*wishes.log, *wishes.linear):
-        if which not in axes:
-            raise UsageError(f"a picture of kind {wishes.kind} has no axis {which}")
+    if "color" in possible and "color" not in axes:  # No durations are known.
+        axes["color"] = axes["z" if "z" in possible else "y"]
     return axes
 
 
-def _choosable(kind: str) -> tuple[str, ...]:
-    return {"3d": ("x", "y", "z", "color"), "scatter": ("x", "y", "color"), "history": ("y",)}[kind]
-
-
-def _refuse_others(wishes: Wishes) -> None:
-    for which in ("x", "y", "z", "color"):
-        if getattr(wishes, which) is not None and which not in _choosable(wishes.kind):
-            raise UsageError(f"a picture of kind {wishes.kind} takes no --{which}")
-
-
-def _choose_3d(source: Axes, wishes: Wishes) -> dict[str, str]:
+def _choose_names(source: Axes, wishes: Wishes) -> dict[str, str]:
+    """The names of all axes: as asked, else parameters, loss and duration."""
+    if wishes.kind == "history":
+        return {"x": "tid", "y": wishes.y or "loss"}
     asked = {wishes.x, wishes.y, wishes.z, wishes.color}
-    free = [name for name in source.default_parameters() if name not in asked]
-    free += [name for name in ("tid",) if name not in asked]
-    take: Callable[[], str] = lambda: free.pop(0) if free else "tid"  # noqa: E731
-    x = wishes.x or take()
-    return {"x": x, "y": wishes.y or take(), "z": wishes.z or "loss"}
-
-
-def _choose_scatter(source: Axes, wishes: Wishes) -> dict[str, str]:
-    _refuse_others(wishes)
-    free = [name for name in source.default_parameters() if name not in (wishes.y, wishes.color)]
-    return {"x": wishes.x or (free[0] if free else "tid"), "y": wishes.y or "loss"}
-
-
-def _choose_history(_source: Axes, wishes: Wishes) -> dict[str, str]:
-    _refuse_others(wishes)
-    return {"x": "tid", "y": wishes.y or "loss"}
-
-
-def _color(source: Axes, wishes: Wishes, last: Axis) -> Axis:
-    """The axis of the colours: as asked, else the duration, else (no durations) the last axis again."""
-    name = wishes.color or "duration"
-    if wishes.color is None and not any(
-        succeeded(row) and value is not None
-        for row, value in zip(source.rows, _durations(source), strict=True)
-    ):
-        return last
-    return source.make(name, log=wishes.scale("color"))
-
-
-def _durations(source: Axes) -> list[float | None]:
-    from hyperfarm.analysis.reading import duration_of
-
-    durations = [duration_of(row) for row in source.rows]
-    return [value if value is not None and math.isfinite(value) else None for value in durations]
+    free = [name for name in source.default_parameters() if name not in asked] + ["tid"]
+    names = {"x": wishes.x or free.pop(0)}
+    if wishes.kind == "3d":
+        names["y"] = wishes.y or (free.pop(0) if free else "loss")
+        names["z"] = wishes.z or "loss"
+    else:
+        names["y"] = wishes.y or "loss"
+    if wishes.color or any(duration_of(row) is not None for row in source.rows if succeeded(row)):
+        names["color"] = wishes.color or "duration"
+    return names

@@ -58,7 +58,7 @@ def fmin(
                 "there are no finished trials, so there is no best one (see return_argmin=False)"
             )
         return trials.argmin
-    if len(trials.trials) > 0:
+    if trials.local.best() is not None:
         return space_eval(space, trials.argmin)
     return None
 

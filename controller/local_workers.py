@@ -67,6 +67,8 @@ class LocalWorker:
         self.process.wait()
         self.process.stdin.close()
         self._reader.join(1.0)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
 
 @contextlib.contextmanager

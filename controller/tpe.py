@@ -9,6 +9,7 @@ away from them, and count for neither. With nothing running the point is exactly
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from hyperopt import rand, tpe
@@ -38,15 +39,15 @@ def suggest(
     the number of trials that have a result. hyperopt computes it from all trials, N; so it is called with
     the gamma that makes its formula give our size.
     """
-    history = trials.trials
-    finished = sum(doc["state"] == JobState.DONE for doc in history)
+    total = _counted(trials.trials)
+    finished = _counted(doc for doc in trials.trials if doc["state"] == JobState.DONE)
     if finished < n_startup_jobs:
         docs: list[JobDoc] = rand.suggest(new_ids, domain, trials, seed)
         return docs
-    if finished and finished < len(history):
+    if finished < total:
         good = min(math.ceil(gamma * math.sqrt(finished)), GAMMA_CAP)
         # The half keeps ceil() from rounding up on the last bit of a float.
-        gamma = max(good - 0.5, 0.0) / math.sqrt(len(history))
+        gamma = max(good - 0.5, 0.0) / math.sqrt(total)
     return tpe.suggest(  # type: ignore[no-any-return]
         new_ids,
         domain,
@@ -57,4 +58,12 @@ def suggest(
         n_EI_candidates=n_EI_candidates,
         gamma=gamma,
         verbose=verbose,
+    )
+
+
+def _counted(docs: Iterable[JobDoc]) -> int:
+    """How many trials hyperopt's TPE makes of these: copies count once, a loss of NaN does not count."""
+    losses = ((doc, doc["result"].get("loss")) for doc in docs)
+    return len(
+        {doc["misc"].get("from_tid", doc["tid"]) for doc, loss in losses if loss is None or loss == loss}
     )

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import bson
 from bson import ObjectId
+from bson.codec_options import CodecOptions
 from gridfs import GridFSBucket, NoFile
 from pymongo.database import Database
 
@@ -23,7 +24,7 @@ from hyperfarm import settings
 from hyperfarm.errors import DatabaseError, UsageError
 from hyperfarm.jobs import Claim, JobDoc
 from hyperfarm.mongo import Document, translated
-from hyperfarm.values import decode_keys
+from hyperfarm.values import decode_keys, encode_keys
 
 REF = "hyperfarm_blob"
 """The key that marks a dict as a reference to a blob: {REF: id, "size": bytes, "sha256": hex, "holds": kind}."""
@@ -32,6 +33,7 @@ MAX_INLINE_RESULT = 8 << 20
 """Of the 16 MB of a document, the rest is left to parameters, history and errors."""
 CHUNK = 1 << 20
 _SHORT_TEXT = 1000
+_AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
 
 
 class Blobs:
@@ -52,18 +54,18 @@ class Blobs:
         else:
             source = data
         digest, size = hashlib.sha256(), 0
-        # Leaving the block by an exception aborts the upload and removes its chunks.
-        with (
-            translated(f"storing {name}"),
-            source,
-            self._farm.open_upload_stream(name, metadata=metadata) as out,
-        ):
-            while chunk := source.read(CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-                out.write(chunk)
-            blob = out._id
-        return {"name": name, "blob": blob, "size": size, "sha256": digest.hexdigest()}
+        with translated(f"storing {name}"), source:
+            out = self._farm.open_upload_stream(name, metadata=metadata)
+            try:
+                while chunk := source.read(CHUNK):
+                    digest.update(chunk)
+                    size += len(chunk)
+                    out.write(chunk)
+                out.close()
+            except BaseException:
+                out.abort()  # Leaving GridIn's own `with` would leave the chunks behind.
+                raise
+        return {"name": name, "blob": out._id, "size": size, "sha256": digest.hexdigest()}
 
     def put_for(self, claim: Claim, data: bytes | IO[bytes] | Path, name: str, kind: str) -> Document:
         """Store a blob of a running job; it becomes visible when the job's document refers to it."""
@@ -102,27 +104,23 @@ class Blobs:
         if digest.hexdigest() != ref["sha256"]:
             raise DatabaseError(f"{name} is damaged: its SHA-256 is not the one that was stored with it")
 
-    def delete(self, ids: Iterable[ObjectId]) -> None:
-        """Delete blobs; those that are gone already do not matter."""
+    def delete(self, ids: Iterable[ObjectId], attachments: Iterable[ObjectId] = ()) -> None:
+        """Delete blobs and attachments; those that are gone already do not matter."""
         with translated("deleting blobs"):
-            for blob in ids:
-                try:
-                    self._farm.delete(blob)
-                except NoFile:
-                    continue
+            for bucket, names in ((self._farm, ids), (self._attachments, attachments)):
+                for blob in names:
+                    try:
+                        bucket.delete(blob)
+                    except NoFile:
+                        continue
 
-    def delete_experiment(self, exp_key: str | None, attachments: Iterable[ObjectId]) -> int:
-        """Delete every blob of the experiment, and the named attachments; return how many there were."""
-        with translated("deleting blobs"):
-            files = self._database["farm.files"].find({"metadata.exp_key": exp_key}, {"_id": 1})
-            ids = [file["_id"] for file in files]
-            self.delete(ids)
-            for blob in attachments:
-                try:
-                    self._attachments.delete(blob)
-                except NoFile:
-                    continue
-        return len(ids)
+    def delete_experiment(self, exp_key: str | None, attachments: Iterable[ObjectId]) -> None:
+        """Delete every blob of the experiment, and the named attachments. Indexes `owner`."""
+        own = {"metadata.exp_key": exp_key}
+        with translated("listing blobs"):
+            blobs = [file["_id"] for file in self._database["farm.files"].find(own, {"_id": 1})]
+            attached = [file["_id"] for file in self._database["fs.files"].find(own, {"_id": 1})]
+        self.delete(blobs, {*attached, *attachments})
 
     def attachment_ids(self, exp_key: str | None) -> list[ObjectId]:
         """The ids, in the bucket `fs`, of all attachments of the experiment's jobs."""
@@ -152,9 +150,10 @@ class Blobs:
         What stays in any case: status, loss and the other numbers and short texts of the top level.
         """
         small: Document = self._move_binaries(result, claim, "result")
-        if len(bson.encode(small)) <= MAX_INLINE_RESULT:
+        data = bson.encode(encode_keys(small))
+        if len(data) <= MAX_INLINE_RESULT:
             return small
-        ref = self.put_for(claim, bson.encode(small), "result", "result")
+        ref = self.put_for(claim, data, "result", "result")
         kept = {key: value for key, value in result.items() if _is_small(value)}
         return {**kept, REF: ref["blob"], "size": ref["size"], "sha256": ref["sha256"], "holds": "result"}
 
@@ -174,7 +173,7 @@ class Blobs:
             data = self.read({"blob": value[REF], "sha256": value["sha256"]})
             if value["holds"] == "bytes":
                 return data
-            return self.internalise(bson.decode(data))
+            return self.internalise(decode_keys(bson.decode(data, _AWARE)))
         if isinstance(value, dict):
             return {key: self.internalise(item) for key, item in value.items()}
         if isinstance(value, list):

@@ -383,7 +383,7 @@ def _extract(content: bytes, folder: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for name in archive.namelist():
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or re.search(r"[\\:\0]", name):
+            if path.is_absolute() or ".." in path.parts or re.search(r"\\|^[A-Za-z]:", name):
                 raise BundleError(f"The bundle holds a file with the unsafe name {name!r}: not unpacked.")
         for name in archive.namelist():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

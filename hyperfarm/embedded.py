@@ -84,7 +84,7 @@ def start(*, persistent: bool, announce: Announce = say) -> Server:
 
     With `persistent` it stays when its last user leaves, also if it ran already. Without, call this only
     through `running`: nobody else would stop it. Raises EmbeddedError if no mongod is found, fetched or
-    started within 30 s; a process that this call started is gone then.
+    started within 30 s (90 s if its old port was taken); a process that this call started is gone then.
     """
     folder = data_dir()
     with _explained(folder), _starting(folder, announce):
@@ -162,9 +162,10 @@ def throwaway(
     with _explained(folder):
         _make_private(folder)
         mongod, port, log = find_mongod(say), port or _free_port(), folder / "mongod.log"
+        moved = (folder / "WiredTiger").exists()
         process = mongod.launch(folder, log, port=port, replica_set=replica_set, extra_args=extra_args)
     try:
-        version = wait_writable(port, partial(_is_running, process), log, process, replica_set)
+        version = wait_writable(port, partial(_is_running, process), log, process, replica_set, moved)
         url = f"mongodb://127.0.0.1:{port}/hyperfarm" + (f"?replicaSet={REPLICA_SET}" if replica_set else "")
         yield Server(url=url, port=port, pid=process.pid, data_dir=folder, version=version)
     finally:
@@ -183,15 +184,19 @@ def _start_mongod(folder: Path, state: _State, announce: Announce) -> _State:
         )
     _make_private(folder / "data")
     log = folder / "mongod.log"
+    known, has_data = state.port, (folder / "data" / "WiredTiger").exists()
     for attempts_left in (2, 1, 0):
         port = _free_port(state.port)
+        moved = has_data and port != known
+        if moved:
+            announce(f"Port {known} is taken: moving the private MongoDB to {port}, in up to a minute ...")
         state = replace(state, port=port, pid=0, version="", url="")
         _write_state(folder, state)  # before the process is there: a successor finds it even if we die now
         process = mongod.launch(folder / "data", log, port=port)
         try:
             state = replace(state, pid=process.pid, started=_identity(process.pid), url=_url(port))
             _write_state(folder, state)
-            version = wait_writable(port, partial(_is_running, process), log, process)
+            version = wait_writable(port, partial(_is_running, process), log, process, moved=moved)
         except BaseException:
             _terminate(process.pid, _identity(process.pid))
             code = process.wait()

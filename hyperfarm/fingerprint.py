@@ -28,6 +28,7 @@ DEPTH_LIMIT = 64
 _ATOMS = frozenset({type(None), bool, int, float, complex, type(Ellipsis)})
 _PLAIN = frozenset({type(None), bool, int, float, str})
 _BUILTIN_FUNCTIONS = (types.BuiltinFunctionType, types.MethodWrapperType)
+_GLOBAL_READS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _MEMBER_WRAPPERS = (staticmethod, classmethod)
 _RANDOM = (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
 # Their instances hold counters, random weights and handles that differ from run to run.
@@ -108,9 +109,8 @@ def is_by_value(thing: Any) -> bool:
 
 def used_globals(code: types.CodeType) -> set[str]:
     """Return the names of the globals that a code object and those nested in it read."""
-    names = {
-        str(step.argval) for step in dis.get_instructions(code) if step.opname in {"LOAD_GLOBAL", "LOAD_NAME"}
-    }
+    steps = dis.get_instructions(code)
+    names = {str(step.argval) for step in steps if step.opname in _GLOBAL_READS}
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
             names |= used_globals(const)

@@ -33,14 +33,15 @@ INDEXES: dict[str, list[IndexModel]] = {
             unique=True,
             partialFilterExpression={"slot": {"$exists": True}},
         ),
-        IndexModel([("exp_key", _UP), ("result.status", _UP), ("result.loss", _UP)], name="best"),
+        IndexModel(
+            [("exp_key", _UP), ("result.status", _UP), ("result.loss", _UP), ("tid", _UP)], name="best"
+        ),
         IndexModel([("exp_key", _UP), ("tid", _UP), ("version", _UP), ("state", _UP)], name="view"),
     ],
     "job_ids": [IndexModel([("a", _UP)], name="counter", unique=True)],
     "reports": [IndexModel([("exp_key", _UP), ("tid", _UP), ("token", _UP)], name="trial")],
-    "farm.files": [
-        IndexModel([("metadata.exp_key", _UP), ("metadata.tid", _UP)], name="owner"),
-    ],
+    "farm.files": [IndexModel([("metadata.exp_key", _UP)], name="owner")],
+    "fs.files": [IndexModel([("metadata.exp_key", _UP)], name="owner")],
 }
 
 

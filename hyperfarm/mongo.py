@@ -23,8 +23,16 @@ Document = dict[str, Any]
 
 
 def hide_password(text: str) -> str:
-    """Return `text` with the password of any URL in it replaced by `***`."""
-    return re.sub(r"(?P<head>[a-z+]+://[^/@\s:]*):[^@\s]*@", r"\g<head>:***@", text)
+    """Return `text` with the password of any URL in it, also of a badly written one, replaced by `***`."""
+    text = re.sub(r"(?i)(?P<head>[a-z+]+://[^/@\s:]*):.*@", r"\g<head>:***@", text)
+    return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", text)
+
+
+def _reason(error: Exception, url: str) -> str:
+    """Why an address is refused; what the driver says of one with a password may show pieces of it."""
+    if "@" in url:
+        return "in user names and passwords, characters such as : / ? # @ % must be percent-encoded"
+    return hide_password(str(error))
 
 
 def normalise_url(url: str) -> tuple[str, str]:
@@ -52,7 +60,7 @@ def normalise_url(url: str) -> tuple[str, str]:
         database = parsed.get("database") or urlsplit(f"x://{rest}").path.lstrip("/") or DEFAULT_DATABASE
     except (errors.PyMongoError, ValueError) as error:
         raise SettingsError(
-            f"{shown!r} is not a usable address: {hide_password(str(error))}; write {FORMS}"
+            f"{shown!r} is not a usable address: {_reason(error, url)}; write {FORMS}"
         ) from None
     return f"{scheme}://{rest}", database.split(".")[0]
 
@@ -84,7 +92,7 @@ def connect(url: str, *, app: str = "hyperfarm", timeout_s: float = CONNECT_TIME
         )
     except (errors.PyMongoError, ValueError) as error:
         raise SettingsError(
-            f"{hide_password(url)!r} is not a usable address: {hide_password(str(error))}"
+            f"{hide_password(url)!r} is not a usable address: {_reason(error, url)}"
         ) from None
     try:
         client.admin.command("ping")

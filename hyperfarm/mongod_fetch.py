@@ -41,6 +41,7 @@ CHOICES = (
 REPLICA_SET = "hyperfarm"
 NOT_YET_INITIALIZED, ALREADY_INITIALIZED = 94, 23  # MongoDB's error codes
 START_DEADLINE_S = 30.0
+MOVE_DEADLINE_S = 90.0  # on another port mongod first asks at the old one: 30 s if that never answers
 OLDEST_MAJOR = 5
 POLL_S = 0.02
 FETCHED_VERSION = "6.0.27"
@@ -268,15 +269,20 @@ def wait_writable(
     log: Path,
     process: subprocess.Popen[bytes] | None = None,
     replica_set: bool = True,
+    moved: bool = False,
 ) -> str:
-    """Wait until the mongod takes writes, configure its replica set if need be; return its version."""
+    """Wait until the mongod takes writes, configure its replica set if need be; return its version.
+
+    The deadline is 30 s, or 90 s if it `moved`: if its data was served on another port before.
+    """
     from pymongo import MongoClient
     from pymongo.errors import PyMongoError
 
     client: MongoClient[dict[str, Any]] = MongoClient(
         "127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=200, socketTimeoutMS=10_000
     )
-    deadline = time.monotonic() + START_DEADLINE_S
+    patience_s = MOVE_DEADLINE_S if moved else START_DEADLINE_S
+    deadline = time.monotonic() + patience_s
     last = "it does not answer"
     with client:
         while time.monotonic() < deadline:
@@ -291,7 +297,7 @@ def wait_writable(
             except PyMongoError as exc:
                 last = str(exc).partition(", Timeout:")[0]
             time.sleep(POLL_S)
-    raise EmbeddedError(f"mongod was not ready within {START_DEADLINE_S:.0f} s ({last}): {_last_words(log)}")
+    raise EmbeddedError(f"mongod was not ready within {patience_s:.0f} s ({last}): {_last_words(log)}")
 
 
 def _configure(client: Any, port: int) -> None:

@@ -82,9 +82,8 @@ def _read_secret(file: Path) -> bytes:
         raise SettingsError(
             f"the farm's secret {file} can be read by other users; make a new one or run: chmod 600 {file}"
         )
-    text = file.read_text().strip()
     try:
-        secret = bytes.fromhex(text)
+        secret = bytes.fromhex(file.read_text().strip())
     except ValueError:
         secret = b""
     if len(secret) < SECRET_BYTES:

@@ -13,17 +13,27 @@ The rules of a lease, written once and relied on everywhere:
 from __future__ import annotations
 
 import secrets
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
-from bson import ObjectId
+from bson import MinKey, ObjectId
 from pymongo import ASCENDING, ReturnDocument
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
 
 from hyperfarm.errors import DatabaseError, LeaseLost
 from hyperfarm.indexes import ensure_indexes
-from hyperfarm.jobs import Claim, Event, JobDoc, JobState, Lease, after_lost_attempt, next_state
+from hyperfarm.jobs import (
+    DEFAULT_MAX_ATTEMPTS,
+    Claim,
+    Event,
+    JobDoc,
+    JobState,
+    Lease,
+    after_lost_attempt,
+    next_state,
+)
 from hyperfarm.mongo import Document, connect, translated
 from hyperfarm.values import decode_keys, encode_keys
 
@@ -56,6 +66,8 @@ class Store:
     def open(cls, url: str, *, app: str = "hyperfarm") -> Store:
         """Connect, check the server, make the indexes that are missing. Raises what `connect` raises."""
         store = cls(connect(url, app=app))
+        # A script that drops its MongoTrials need not close anything.
+        weakref.finalize(store, store.database.client.close)
         with translated("preparing the database"):
             hello = store.database.command("hello")
             version = tuple(store.database.client.server_info()["versionArray"][:2])
@@ -198,11 +210,13 @@ class Store:
         reaped = []
         with translated("looking for expired leases"):
             now = self.now()
-            query = {"state": int(JobState.RUNNING), "lease.expires": {"$type": "date", "$lt": now}}
+            query = {"state": int(JobState.RUNNING), "lease.expires": {"$type": "date", "$lte": now}}
             for doc in self.jobs.find(query):
                 lease = doc["lease"]
                 story = f"no sign of life from worker {lease['worker']}; its lease expired"
-                event = after_lost_attempt(doc.get("attempt", 1), doc.get("max_attempts", 1))
+                event = after_lost_attempt(
+                    doc.get("attempt", 1), doc.get("max_attempts", DEFAULT_MAX_ATTEMPTS)
+                )
                 fence = {"_id": doc["_id"], "state": int(JobState.RUNNING)}
                 fence |= {"lease.token": lease["token"], "lease.expires": lease["expires"]}
                 update = _end_of_attempt(doc, event, story, lease["worker"], now)
@@ -328,13 +342,24 @@ class Store:
         """Append intermediate values of a running job. Raises LeaseLost.
 
         Reports carry the attempt's token; readers see those of the last holder only, so what a zombie
-        slipped in between the check and the insert stays invisible.
+        slipped in between the check and the insert stays invisible. Safe to send again: each report gets its
+        `_id` here at the first time.
         """
+        if not reports:
+            return
+        for report in reports:
+            report.setdefault("_id", ObjectId())
         with translated("storing reports"):
             if not self.jobs.find_one(_fence(claim), {"_id": 1}):
                 raise LeaseLost(f"trial {claim.tid} is no longer this worker's")
             common = {"exp_key": claim.exp_key, "tid": claim.tid, "token": claim.lease.token}
-            self.reports_.insert_many([{**encode_keys(report), **common} for report in reports])
+            try:
+                docs = [{**encode_keys(report), **common} for report in reports]
+                self.reports_.insert_many(docs, ordered=False)
+            except BulkWriteError as error:
+                problems = (error.details or {}).get("writeErrors", ())
+                if any(problem["code"] != DUPLICATE_KEY for problem in problems):
+                    raise
 
     def reports(self, job: JobDoc) -> list[Document]:
         """The reports of a job's last attempt in order of their arrival; index `trial`."""
@@ -456,8 +481,11 @@ class Store:
 
 
 def _scope(exp_key: str | None) -> Document:
-    """For readers: exp_key None means the jobs of all experiments, as hyperopt has it."""
-    return {} if exp_key is None else {"exp_key": exp_key}
+    """For readers: exp_key None means the jobs of all experiments, as hyperopt has it.
+
+    A condition that every key meets, rather than none, lets the index `view` serve these too.
+    """
+    return {"exp_key": {"$gte": MinKey()} if exp_key is None else exp_key}
 
 
 def new_token() -> str:

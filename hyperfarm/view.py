@@ -35,7 +35,7 @@ class View:
         self._sorted: list[JobDoc] = []
         self._unfinished: set[int] = set()
         self._failed: set[int] = set()
-        self._slots: dict[int, int] = {}
+        self._slots: dict[int, set[int]] = {}
         self._best: JobDoc | None = None
         self._last_tid = -1
         self._next_compare = 0.0
@@ -48,8 +48,11 @@ class View:
         """The jobs that wait or run."""
         return [self._jobs[tid] for tid in self._unfinished]
 
-    def slots(self) -> dict[int, int]:
-        """The slots of the budget that have a job, with its tid. The dict is ours: do not change it."""
+    def slots(self) -> dict[int, set[int]]:
+        """The slots of the budget that have a job, with its tid. The dict is ours: do not change it.
+
+        Two tids share a slot while a job of ours is not inserted and another controller was faster.
+        """
         return self._slots
 
     def count_failed(self) -> int:
@@ -115,7 +118,7 @@ class View:
 
     def _mark(self, tid: int, doc: JobDoc) -> None:
         if "slot" in doc:
-            self._slots[doc["slot"]] = tid
+            self._slots.setdefault(doc["slot"], set()).add(tid)
         if not JobState(doc["state"]).is_finished:
             self._unfinished.add(tid)
         elif is_failed(doc):
@@ -128,8 +131,10 @@ class View:
         before = self._jobs[tid]
         self._unfinished.discard(tid)
         self._failed.discard(tid)
-        if self._slots.get(before.get("slot", -1)) == tid:
-            del self._slots[before["slot"]]
+        if "slot" in before:
+            self._slots[before["slot"]].discard(tid)
+            if not self._slots[before["slot"]]:
+                del self._slots[before["slot"]]
         if self._best is not None and self._best["tid"] == tid:
             others = [doc for doc in self._sorted if doc["tid"] != tid and is_ok(doc)]
             numbered = [doc for doc in others if is_number(doc["result"].get("loss"))]

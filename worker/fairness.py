@@ -24,6 +24,8 @@ class FairShare:
         self._charged: dict[Key, float] = {}
         self._turn: dict[Key, int] = {}
         self._turns = 0
+        self._level = 0.0
+        self._longest_stay = 0.0
 
     def order(self, waiting: Iterable[Key], *, loaded: Key, startup_s: float) -> list[Key]:
         """Return the experiments that wait, the one to be served first at the front.
@@ -31,8 +33,9 @@ class FairShare:
         `loaded` is the experiment whose code the slot holds, `startup_s` what its child took to start.
         """
         keys = list(waiting)
-        self._admit(keys)
         stay = max(MIN_STAY_S, STAY_FACTOR * startup_s)
+        self._longest_stay = max(self._longest_stay, stay)
+        self._admit(keys)
 
         def rank(key: Key) -> tuple[float, int]:
             head_start = stay if key == loaded else 0.0
@@ -44,14 +47,20 @@ class FairShare:
         """Note that a slot begins to serve `key`: among equals the one served longest ago goes first."""
         self._turns += 1
         self._turn[key] = self._turns
+        self._level = max(self._level, self._charged.get(key, 0.0))
 
     def charge(self, key: Key, seconds: float) -> None:
         """Charge `seconds` of slot time to `key`."""
         self._charged[key] = self._charged.get(key, 0.0) + seconds
 
     def _admit(self, keys: list[Key]) -> None:
-        """A newcomer starts level with the least served: it has no claim on the past."""
+        """Nobody has a claim on the past.
+
+        A newcomer starts level with the least served. Who had nothing waiting for a while comes back no
+        further behind the one served last than those who waited all the time can be: by a head start.
+        """
         known = [self._charged[key] for key in keys if key in self._charged]
-        level = min(known, default=0.0)
+        level = min(known, default=self._level)
         for key in keys:
-            self._charged.setdefault(key, level)
+            charged = self._charged.get(key, level)
+            self._charged[key] = max(charged, self._level - self._longest_stay)

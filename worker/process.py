@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -61,6 +62,7 @@ class ChildProcess:
             os.close(their_output)
             os.close(their_lifeline)
         self._channel, self._output = ours, output
+        self._output_open = True
         os.set_blocking(output, False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(ours, selectors.EVENT_READ)
@@ -99,14 +101,14 @@ class ChildProcess:
                 return None
 
     def _read_output(self) -> None:
-        while True:
+        while self._output_open:
             try:
                 data = os.read(self._output, READ_SIZE)
             except BlockingIOError:
                 return
             if not data:
+                self._output_open = False
                 self._selector.unregister(self._output)
-                os.set_blocking(self._output, False)
                 return
             self.log.add(data)
             if len(data) < READ_SIZE:
@@ -134,8 +136,6 @@ class ChildProcess:
 
     def close(self) -> None:
         """End the child and give back all that it held. Idempotent."""
-        import shutil
-
         if self._lifeline < 0:
             return
         self.kill()

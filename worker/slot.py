@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hyperfarm.blobs import blob_ids
 from hyperfarm.errors import DatabaseError, LeaseLost
 from hyperfarm.jobs import Claim, JobState
 from hyperfarm.retry import patiently
@@ -74,6 +76,13 @@ class Slot(threading.Thread):
             log.warning("%s", lost)
             run.discard()
             self.drop_child()
+        except DatabaseError:
+            raise
+        except Exception as error:
+            # Whatever it is, it must not cost the farm this slot, nor leave the job running for ever.
+            log.exception("slot %d: an error of hyperfarm's own", self.number)
+            self.drop_child()
+            run.cut_off(f"an error in the worker: {type(error).__name__}: {error}")
         finally:
             self.farm.let_go(claim)
             self.farm.shares.charge(claim.exp_key, time.monotonic() - started)
@@ -210,7 +219,9 @@ class TrialRun:
         if "result" in answer:
             state = JobState.DONE
             blobs, claim = self.farm.blobs, self.claim
-            fields["result"] = encode_keys(self._send(lambda: blobs.externalise(answer["result"], claim)))
+            stored = self._send(lambda: blobs.externalise(answer["result"], claim))
+            self.blobs_made += blob_ids(stored)
+            fields["result"] = encode_keys(stored)
             if answer["notes"]:
                 fields["notes"] = answer["notes"][:20]
         else:
@@ -233,9 +244,13 @@ class TrialRun:
             kept["_attachments"] = [[name, blob] for name, blob in self.attachments.items()]
         text = child.log.content() if child is not None else b""
         if text:
-            kept["log"] = self._send(lambda: self.farm.blobs.put_for(self.claim, text, "log", "log"))
-            self.blobs_made.append(kept["log"]["blob"])
+            kept["log"] = self._store_log(text)
         return kept
+
+    def _store_log(self, text: bytes) -> dict[str, Any]:
+        ref: dict[str, Any] = self._send(lambda: self.farm.blobs.put_for(self.claim, text, "log", "log"))
+        self.blobs_made.append(ref["blob"])
+        return ref
 
     def _not_loadable(self, unusable: Unusable, code: Code) -> None:
         """A module that this host lacks is the host's lack; anything else is the objective's fault."""
@@ -255,22 +270,35 @@ class TrialRun:
         self.slot.drop_child()
 
     def _child_died(self, died: ChildDied) -> None:
-        kept = self._kept(self.slot.child)
-        self.slot.drop_child()
         if self.farm.leaving:
             self._give_back("its worker was stopped")
             return
         if self.farm.is_lost(self.claim):
             raise LeaseLost(f"trial {self.claim.tid} is no longer this worker's; it was stopped")
+        text = self.slot.child.log.content() if self.slot.child is not None else b""
+        self.slot.drop_child()
         log.warning("trial %d of %s: %s", self.claim.tid, self.claim.exp_key, died)
-        self._send(lambda: self.farm.store.end_attempt(self.claim, str(died), {"log": kept.get("log")}))
+        self.cut_off(str(died), text)
+
+    def cut_off(self, reason: str, output: bytes = b"") -> None:
+        """Record that this attempt ended without a result; the job is tried again while attempts remain."""
+        self.discard()
+        fields = {"log": self._store_log(output)} if output else {}
+        if self._send(lambda: self.farm.store.end_attempt(self.claim, reason, fields)) is None:
+            self.discard()
 
     def _give_back(self, reason: str) -> None:
+        self.slot.drop_child()
         self._send(lambda: self.farm.store.release(self.claim, reason))
+        self.discard()
 
     def discard(self) -> None:
-        """Remove the blobs of an attempt whose outcome is not kept."""
-        self.farm.blobs.delete(self.blobs_made)
+        """Remove the blobs of an attempt whose outcome is not kept; what cannot be removed now, gc finds."""
+        made, self.blobs_made = self.blobs_made, []
+        attached, self.attachments = list(self.attachments.values()), {}
+        self.artifacts = {}
+        with contextlib.suppress(DatabaseError):
+            self.farm.blobs.delete(made, attached)
 
     def _send(self, call: Any) -> Any:
         """Write to the database, waiting for it while it is away."""

@@ -476,6 +476,7 @@ def test_a_signature_covers_content_experiment_and_revision() -> None:
     with pytest.raises(BundleRefused, match="another revision"):
         verify(SECRET, bundle.content, "e", "0" * 64, sign(SECRET, bundle.content, "e", "0" * 64))
     assert sign(SECRET, b"ab", "c", "d") != sign(SECRET, b"a", "bc", "d")
+    assert sign(SECRET, b"a\1b", "c", "d") != sign(SECRET, b"a", "b\1c", "d")
     assert sign(SECRET, b"a", None, "d") != sign(SECRET, b"a", "", "d")
     with pytest.raises(BundleError, match="secret is empty"):
         sign(b"", b"", None, "")

@@ -29,8 +29,8 @@ USER = """
 import sys
 from hyperfarm import embedded
 with embedded.running() as url:
-    print(url, embedded.status().pid, flush=True)
     try:
+        print(url, embedded.status().pid, flush=True)
         sys.stdin.read()
     except KeyboardInterrupt:
         from pymongo import MongoClient
@@ -199,15 +199,27 @@ def test_killed_mongod_comes_back_with_its_data_on_the_same_port(home: Path) -> 
             assert count(again) == 1
 
 
-def test_taken_port_is_changed_and_the_replica_set_follows(home: Path) -> None:
+def hang_up(listener: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            listener.accept()[0].close()
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_taken_port_is_changed_and_the_replica_set_follows(home: Path, silent: bool) -> None:
+    """mongod looks for itself at its old port, and waits 30 s if whoever is there says nothing."""
     with embedded.running() as url:
         write(url)
         server = embedded.status()
     assert server is not None
-    with socket.create_server(("127.0.0.1", server.port)), embedded.running() as other:
-        assert other != url
-        write(other)
-        assert count(other) == 2
+    with socket.create_server(("127.0.0.1", server.port)) as listener:
+        if not silent:
+            threading.Thread(target=hang_up, args=(listener,), daemon=True).start()
+        with embedded.running() as other:
+            assert other != url
+            write(other)
+            assert count(other) == 2
+        listener.shutdown(socket.SHUT_RDWR)
     with embedded.running() as third:
         assert third == other
 
@@ -340,8 +352,10 @@ def test_mongod_that_hangs_is_given_up_and_ended(
         "HYPERFARM_MONGOD", program(tmp_path / "slow", f"echo $$ > {tmp_path}/pid; exec sleep 60")
     )
     monkeypatch.setattr(mongod_fetch, "START_DEADLINE_S", 1.0)
+    began = time.monotonic()
     with pytest.raises(EmbeddedError, match="was not ready within 1 s"):
         embedded.start(persistent=True)
+    assert time.monotonic() - began < 30
     assert_ended(int((tmp_path / "pid").read_text()))
 
 

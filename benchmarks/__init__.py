@@ -1,0 +1,1 @@
+"""The benchmarks of `make bench`: hyperfarm beside hyperopt's own MongoDB mode, one table."""
