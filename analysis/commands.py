@@ -204,8 +204,19 @@ def best(exp_key: str, mongo: str | None, as_json: bool) -> None:
             click.echo(telling.as_json(_trial_entry(experiment, job)))
             return
         listing.print_trial(experiment, job, ())
-    if job.get("artifacts"):
-        announce(f"\nFetch its model: hyperfarm pull {experiment.name} -o {job['artifacts'][0]['name']}")
+    _offer_model(experiment, job)
+
+
+def _offer_model(experiment: Experiment, job: JobDoc) -> None:
+    """Say how to fetch what `pull` would fetch without further options."""
+    import shlex
+
+    files = job.get("artifacts") or []
+    models = [one for one in files if one["kind"] == "model"] or files
+    if len(models) == 1:
+        announce(
+            f"\nFetch it: hyperfarm pull {shlex.quote(experiment.name)} -o {shlex.quote(models[0]['name'])}"
+        )
 
 
 @click.command()

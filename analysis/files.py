@@ -12,9 +12,13 @@ from hyperfarm.errors import UsageError
 
 def check_writable(path: Path) -> None:
     """Raise UsageError when a file cannot lie at `path`, before anything is fetched or drawn."""
-    if path.is_dir():
+    try:
+        is_folder, in_folder = path.is_dir(), path.absolute().parent.is_dir()
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    if is_folder:
         raise UsageError(f"{path} is a folder; name a file")
-    if not path.absolute().parent.is_dir():
+    if not in_folder:
         raise UsageError(f"cannot write {path}: there is no folder {path.absolute().parent}")
 
 

@@ -21,6 +21,7 @@ from hyperfarm.analysis.reading import (
     outcome,
 )  # fmt: skip
 from hyperfarm.analysis.telling import brief, loss_text, moment, parameter_texts, seconds, shortened, size
+from hyperfarm.blobs import REF
 from hyperfarm.jobs import JobDoc
 
 SHOWN_REPORTS = 20
@@ -189,8 +190,6 @@ def print_trial(experiment: Experiment, job: JobDoc, reports: Sequence[Document]
 
 def _own_result(job: JobDoc) -> Document:
     """The result without what the head of the page says already."""
-    from hyperfarm.blobs import REF
-
     result = job.get("result") or {}
     hidden = {"loss"} | ({REF, "size", "sha256", "holds"} if REF in result else set())
     shown = {key: value for key, value in result.items() if key not in hidden}

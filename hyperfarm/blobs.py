@@ -116,7 +116,8 @@ class Blobs:
 
     def delete_experiment(self, exp_key: str | None, attachments: Iterable[ObjectId]) -> None:
         """Delete every blob of the experiment, and the named attachments. Indexes `owner`."""
-        own = {"metadata.exp_key": exp_key}
+        # Attachments of hyperopt's own have no exp_key: they are not those of the experiment None.
+        own = {"metadata.exp_key": {"$eq": exp_key, "$exists": True}}
         with translated("listing blobs"):
             blobs = [file["_id"] for file in self._database["farm.files"].find(own, {"_id": 1})]
             attached = [file["_id"] for file in self._database["fs.files"].find(own, {"_id": 1})]

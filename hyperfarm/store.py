@@ -83,7 +83,8 @@ class Store:
     def now(self) -> datetime:
         """The database's clock, which alone decides about leases and heartbeats."""
         with translated("asking for the time"):
-            time: datetime = self.database.command("hello")["localTime"]
+            hello = self.database.command("hello", codec_options=self.database.codec_options)
+            time: datetime = hello["localTime"]
             return time
 
     # ---- experiments -------------------------------------------------------------------------------

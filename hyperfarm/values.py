@@ -26,8 +26,8 @@ def to_plain(value: Any, *, where: str = "result", note: Callable[[str], None] =
     """Return `value` as None, bool, int, float, str, bytes, datetime, or lists and dicts of those.
 
     NumPy and tensor scalars become numbers, arrays become nested lists, tuples and sets become lists, times
-    with a zone become UTC, keys become strings. What cannot be stored becomes a short text in its place, and `note` is told one
-    sentence about it: a long training run is never lost to one odd value.
+    with a zone become UTC, keys become strings. What cannot be stored becomes a short text in its place, and
+    `note` is told one sentence about it: a long training run is never lost to one odd value.
     """
     return _plain(value, where, note, 0)
 

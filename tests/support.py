@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 DEADLINE_S = 60.0
+COMMAND = str(Path(sys.executable).with_name("hyperfarm"))
 TWO_PARAMETERS = """
 from hyperfarm import hp, trial
 space = {"x": hp.uniform("x", -5, 5), "n": hp.quniform("n", 1, 9, 1)}
@@ -37,7 +38,7 @@ def hyperfarm(
 ) -> subprocess.CompletedProcess:
     """Run the command line to its end."""
     done = subprocess.run(
-        [sys.executable, "-m", "hyperfarm.cli", *args],
+        [COMMAND, *args],
         cwd=cwd,
         env={**os.environ, **env},
         capture_output=True,
@@ -54,7 +55,7 @@ def hyperfarm(
 def started(*args: str, cwd: Path | None = None, **env: str) -> Iterator[subprocess.Popen]:
     """A command line process that is killed, with its children, when the block ends."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "hyperfarm.cli", *args],
+        [COMMAND, *args],
         cwd=cwd,
         env={**os.environ, **env},
         stdout=subprocess.PIPE,
@@ -85,6 +86,16 @@ def descendants(pid: int) -> list[int]:
 def gone(pids: list[int]) -> bool:
     """True when none of the processes runs any more."""
     return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+
+
+def line_with(process: subprocess.Popen, text: str) -> str:
+    """Read what the process prints until a line has `text`; fail when it ends without one."""
+    read = []
+    for line in process.stdout:
+        read.append(line)
+        if text in line:
+            return line
+    raise AssertionError(f"no line with {text!r} in:\n{''.join(read)}")
 
 
 @contextlib.contextmanager

@@ -19,8 +19,6 @@ from typing import Any
 
 from hyperfarm.worker import wire
 
-PR_SET_PDEATHSIG = 1
-
 
 class Link:
     """Messages of the running trial to the supervisor; safe to use from the objective's own threads."""
@@ -164,27 +162,29 @@ def _traceback_of(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))[-60_000:]
 
 
-def die_with_supervisor(channel: socket.socket) -> None:
-    """End this process and all that it started as soon as the supervisor is gone, whatever the objective does."""
-    if sys.platform == "linux":
-        import ctypes
+def start_guardian() -> None:
+    """Fork a tiny process that kills this process group as soon as the supervisor is gone.
 
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    A process and not a thread: it does its work also while the objective holds the GIL, and takes along
+    what the objective has started. It ends with the group; the supervisor kills the whole group.
+    """
     lifeline = int(os.environ.pop("HYPERFARM_LIFELINE"))
-
-    def wait_for_the_end() -> None:
-        os.read(lifeline, 1)  # Nothing is ever written: this returns when the other end is closed.
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-
-    threading.Thread(target=wait_for_the_end, daemon=True, name="lifeline").start()
+    if os.fork() != 0:
+        os.close(lifeline)
+        return
+    # Nothing may stay open here, or the supervisor would not notice the end of the child.
+    os.closerange(0, lifeline)
+    os.closerange(lifeline + 1, lifeline + 256)
+    os.read(lifeline, 1)  # Nothing is ever written: this returns when the other end is closed.
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def main() -> None:
+    start_guardian()  # First of all: a fork wants a process without threads.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business.
     channel = socket.socket(fileno=int(sys.argv[1]))
     sys.argv[:] = ["hyperfarm"]
-    die_with_supervisor(channel)
     link = Link(channel)
     order = wire.receive(channel)
     if order is None:

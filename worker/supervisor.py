@@ -33,6 +33,8 @@ log = logging.getLogger("hyperfarm.worker")
 HEARTBEAT_S = 30.0
 IDLE_LOOK_S = 60.0
 """Even without news an idle slot looks at the queue this often."""
+WAITING_KNOWN_S = 0.1
+"""Which experiments have jobs waiting is asked at most this often while claims succeed."""
 LEAVE_S = 3.0
 """How long leaving may take once the children are killed."""
 
@@ -66,6 +68,8 @@ class Supervisor:
         self._held: dict[str, Slot] = {}
         self._lost: set[str] = set()
         self._claims_left = options.max_jobs
+        self._waiting: list[str | None] = []
+        self._waiting_known_until = 0.0
         self._deadline: float | None = None
         self._ended = threading.Event()
         self.wakeup = Wakeup(store, queue_only=True, poll_s=options.poll_s)
@@ -144,8 +148,19 @@ class Supervisor:
         return None
 
     def _try_to_claim(self, slot: Slot) -> Claim | None:
-        waiting = [key for key in self.store.queued_experiments() if self._may_serve(key)]
+        """Claim what is known to wait; when that is gone, or not known, ask what waits and claim of it."""
+        if time.monotonic() < self._waiting_known_until:
+            claim = self._claim_first(slot, self._waiting)
+            if claim is not None:
+                return claim
+        waiting = self.store.queued_experiments()
+        self._waiting, self._waiting_known_until = waiting, time.monotonic() + WAITING_KNOWN_S
+        return self._claim_first(slot, waiting)
+
+    def _claim_first(self, slot: Slot, keys: list[str | None]) -> Claim | None:
+        """Claim a job of the first of these experiments, in fair order, that still has one."""
         loaded = slot.loaded[0] if slot.loaded else None
+        waiting = [key for key in keys if self._may_serve(key)]
         for key in self.shares.order(waiting, loaded=loaded, startup_s=slot.startup_s):
             if not self._take_turn():
                 return None
