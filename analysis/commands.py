@@ -275,21 +275,13 @@ def plot(exp_key: str, mongo: str | None, output: Path | None, kind: str, **wish
       hyperfarm plot digits --kind 3d --x units --y dropout --z loss -o digits.png
       hyperfarm plot digits --kind history
     """
-    from hyperfarm.analysis.axes import Axes
-    from hyperfarm.analysis.files import check_writable, file_name
-    from hyperfarm.analysis.pictures import draw, require_matplotlib
-    from hyperfarm.analysis.reading import find_experiment
-    from hyperfarm.analysis.scene import Wishes, make_scene
+    from hyperfarm.analysis.pictures import require_matplotlib
+    from hyperfarm.analysis.plotting import plot_to_file
+    from hyperfarm.analysis.scene import Wishes
 
     require_matplotlib()
-    path = output or Path(f"{file_name(exp_key)}-{kind}.png")
-    check_writable(path)
-    wanted = Wishes(kind=kind, **wishes)
     with open_store(mongo) as store:
-        experiment = find_experiment(store, exp_key)
-        scene = make_scene(Axes(store, experiment, [wanted.x, wanted.y, wanted.z, wanted.color]), wanted)
-    draw(scene, kind, path)
-    click.echo(path.absolute())
+        click.echo(plot_to_file(store, exp_key, output, Wishes(kind=kind, **wishes)))
 
 
 @click.command()

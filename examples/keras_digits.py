@@ -53,7 +53,12 @@ def load_data(dataset: str):
 
         x, y = load_digits(return_X_y=True)
         x_train, x_test, y_train, y_test = train_test_split(x / 16.0, y, test_size=0.25, random_state=0)
-    return x_train.astype("float32"), y_train.astype("int64"), x_test.astype("float32"), y_test.astype("int64")
+    return (
+        x_train.astype("float32"),
+        y_train.astype("int64"),
+        x_test.astype("float32"),
+        y_test.astype("int64"),
+    )
 
 
 @functools.cache

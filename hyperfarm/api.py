@@ -40,6 +40,30 @@ class SearchResult:
     url: str
     elapsed_s: float
 
+    def pull(self, path: str | Path, name: str | None = None) -> Path:
+        """Write a file of the best trial to `path`: its model, or the file saved under `name`.
+
+        Returns the path. Raises UsageError when the trial has no such file.
+        """
+        from hyperfarm.analysis.pulling import pull_file
+        from hyperfarm.analysis.reading import find_best, find_experiment
+
+        experiment = find_experiment(self.trials.store, self.exp_key)
+        best = find_best(self.trials.store, experiment)
+        pull_file(self.trials.blobs, experiment, best, name, Path(path))
+        return Path(path).absolute()
+
+    def plot(self, path: str | Path | None = None, *, kind: str = "3d", **wishes: Any) -> Path:
+        """Draw the search into a file (see `hyperfarm plot --help` for `x`, `y`, `z`, `color`, `title`).
+
+        Returns the picture's path. Raises UsageError for axes that do not exist.
+        """
+        from hyperfarm.analysis.plotting import plot_to_file
+        from hyperfarm.analysis.scene import Wishes
+
+        wanted = Wishes(kind=kind, **wishes)
+        return plot_to_file(self.trials.store, self.exp_key, Path(path) if path else None, wanted)
+
 
 def database_url(mongo: str | None) -> str:
     """The URL that is meant; starts the private database, for the life of this process, if it is the one."""

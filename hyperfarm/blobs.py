@@ -7,6 +7,7 @@ between leaves an orphan, never half a result.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -88,7 +89,8 @@ class Blobs:
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
 
     def _download(self, ref: Mapping[str, Any], out: IO[bytes]) -> None:
         digest = hashlib.sha256()

@@ -127,7 +127,9 @@ class Store:
             group[state.label] = {"$sum": {"$cond": [{"$eq": ["$state", int(state)]}, 1, 0]}}
         group["ok"] = {"$sum": {"$cond": [ok, 1, 0]}}
         group["failed"] = {"$sum": {"$cond": [failed, 1, 0]}}
-        group["best"] = {"$min": {"$cond": [ok, "$result.loss", None]}}
+        # NaN sorts below every number in MongoDB.
+        number = {"$and": [ok, {"$gte": ["$result.loss", float("-inf")]}]}
+        group["best"] = {"$min": {"$cond": [number, "$result.loss", None]}}
         with translated("counting jobs"):
             return list(self.jobs.aggregate([{"$group": group}]))
 

@@ -7,12 +7,17 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from hyperfarm.cli_options import mongo_option, open_store
 from hyperfarm.jobs import DEFAULT_LEASE_S
+
+if TYPE_CHECKING:
+    from hyperfarm.worker.supervisor import Supervisor
 
 INTERRUPT_GRACE_S = 2.0
 """After Ctrl-C running trials may finish within this time; then their jobs go back to the queue."""
@@ -67,7 +72,7 @@ def worker(
             slots=slots, exp_keys=exp_keys, lease_s=lease_s, fresh=fresh, max_jobs=max_jobs
         )
         supervisor = Supervisor(store, options)
-        stop_on_signals(supervisor.drain, supervisor.leave, grace_s)
+        stop_on_signals(supervisor, grace_s, quiet=quiet)
         if lifeline:
             watch_lifeline(lambda: supervisor.drain(grace_s))
         logging.info("worker %s: %d slots", supervisor.id, slots)
@@ -77,25 +82,26 @@ def worker(
         logging.info("worker %s has stopped; nothing is left running", supervisor.id)
 
 
-def stop_on_signals(drain, leave, grace_s: float) -> None:  # type: ignore[no-untyped-def]
+def stop_on_signals(supervisor: Supervisor, grace_s: float, *, quiet: bool) -> None:
     """The first SIGTERM or SIGINT drains, the second leaves at once."""
     signals_seen = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
         signals_seen.append(number)
         if len(signals_seen) > 1:
-            threading.Thread(target=leave, daemon=True).start()
+            threading.Thread(target=supervisor.leave, daemon=True).start()
             return
         grace = grace_s if number == signal.SIGTERM else INTERRUPT_GRACE_S
-        drain(grace)
-        text = f"hyperfarm: stopping; running trials have {grace:.0f} s to finish, then they go back to the queue\n"
-        os.write(2, text.encode())
+        supervisor.drain(grace)
+        if not quiet:
+            text = f"stopping; running trials have {grace:.0f} s to finish, then they go back to the queue\n"
+            os.write(2, text.encode())
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
 
 
-def watch_lifeline(gone) -> None:  # type: ignore[no-untyped-def]
+def watch_lifeline(gone: Callable[[], None]) -> None:
     """Call `gone` when standard input ends: the process that started this one is no more."""
 
     def wait() -> None:

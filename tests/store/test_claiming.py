@@ -66,7 +66,7 @@ def test_claims_and_renewals_carry_no_time_of_the_client(mongo_url: str, store: 
 
     class Recorder(monitoring.CommandListener):
         def started(self, event: monitoring.CommandStartedEvent) -> None:
-            sent.append((event.command_name, event.command.to_dict()))
+            sent.append((event.command_name, dict(event.command)))
 
         def succeeded(self, event: Any) -> None: ...
 
@@ -104,7 +104,7 @@ def test_parked_finished_and_foreign_jobs_are_not_claimed(store: Store) -> None:
     docs += [job(10 + state, state=state) for state in (1, 2, 3, 4)]
     store.insert_jobs(docs)
     assert store.claim(KEY, worker="w", owner="o", token="t", lease_s=60) is None
-    assert store.queued_experiments() == [None, KEY, "other"]
+    assert set(store.queued_experiments()) == {None, KEY, "other"}
     assert claim(store, "other").tid == 1
     assert claim(store, None).tid == 2
     store.jobs.update_one({"tid": 0}, {"$set": {"owner": None}})
