@@ -39,12 +39,13 @@ def load_data(dataset: str):
     if dataset == "mnist":
         import keras
 
+        keras_home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
         try:
             (x_train, y_train), (x_test, y_test) = keras.datasets.mnist.load_data()
         except Exception as error:
             raise RuntimeError(
                 f"MNIST cannot be fetched ({error}); it needs the internet once. Try --dataset digits, or put "
-                f"mnist.npz into {Path(keras.config.keras_home()) / 'datasets'}"
+                f"mnist.npz into {keras_home / 'datasets'}"
             ) from error
         x_train, x_test = x_train.reshape(len(x_train), -1) / 255.0, x_test.reshape(len(x_test), -1) / 255.0
     else:

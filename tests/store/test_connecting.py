@@ -72,10 +72,11 @@ def test_the_time_is_aware_and_the_databases(store: Store) -> None:
     assert abs((store.now() - worker["heartbeat"]).total_seconds()) < 10
 
 
-def test_every_driver_error_is_one_of_ours(store: Store) -> None:
+def test_every_driver_error_is_one_of_ours(store: Store, mongo_url: str) -> None:
     store.jobs.insert_one(job(0))
-    store.close()
-    for call in (store.now, lambda: store.new_tids(1), lambda: store.claimed("t"), store.reap):
+    closed = Store.open(mongo_url)
+    closed.close()
+    for call in (closed.now, lambda: closed.new_tids(1), lambda: closed.claimed("t"), closed.reap):
         with pytest.raises(HyperfarmError):
             call()
 
@@ -87,7 +88,9 @@ def test_news_wake_a_waiter(store: Store, queue_only: bool) -> None:
     if seen == 0:
         wakeup.wait(0, 30)  # The stream stands.
     seen = wakeup.generation
-    threading.Thread(target=queue, args=(store,)).start()
+    other = threading.Thread(target=queue, args=(store,))
+    other.start()
     wakeup.wait(seen, 30)
     assert wakeup.generation > seen
     wakeup.close()
+    other.join()

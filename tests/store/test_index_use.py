@@ -18,7 +18,8 @@ from tests.making import KEY, OK, claim, expire, job, queue, watched
 @pytest.fixture
 def full(store: Store) -> Store:
     """Three experiments of 400 jobs in all states, some of them with leases, reports and blobs."""
-    docs, reports, files = [], [], []
+    docs, reports = [], []
+    blobs = Blobs(store.database)
     for number, key in enumerate((KEY, "other", None)):
         for n in range(400):
             tid = 1000 * number + n
@@ -32,11 +33,10 @@ def full(store: Store) -> Store:
                 fields["result"] = {"status": "ok", "loss": float(n % 7)}
             docs.append(job(tid, key, **fields))
             reports.append({"exp_key": key, "tid": tid, "token": f"t{tid}", "loss": 1.0})
-            files.append({"metadata": {"exp_key": key, "tid": tid}, "filename": "x", "length": 0})
+        for _ in range(3):
+            blobs.put(b"x", "model", exp_key=key)
     store.jobs.insert_many(docs)
     store.reports_.insert_many(reports)
-    store.database["farm.files"].insert_many(files)
-    store.database["fs.files"].insert_many([dict(file) for file in files])
     return store
 
 

@@ -157,13 +157,14 @@ def test_the_summary_counts_by_state_and_outcome(store: Store) -> None:
     results = [("ok", 3.0), ("ok", 1.5), ("fail", None)]
     docs = [job(n, state=2, result={"status": s, "loss": v}) for n, (s, v) in enumerate(results)]
     docs += [job(10, state=3, result={"status": "fail"}), job(11), job(12, state=1), job(13, state=4)]
-    docs += [job(20, "nan", state=2, result={"status": "ok", "loss": nan}), job(21, "nan", state=0)]
+    losses = (nan, 4.0)
+    docs += [job(20 + n, "nan", state=2, result={"status": "ok", "loss": v}) for n, v in enumerate(losses)]
     store.insert_jobs(docs)
     rows = {row["_id"]: row for row in store.summaries()}
     got = {key: rows[KEY][key] for key in ("total", "new", "running", "done", "error", "cancelled")}
     assert got == {"total": 7, "new": 1, "running": 1, "done": 3, "error": 1, "cancelled": 1}
     assert (rows[KEY]["ok"], rows[KEY]["failed"], rows[KEY]["best"]) == (2, 2, 1.5)
-    assert rows["nan"]["total"] == 2
+    assert (rows["nan"]["ok"], rows["nan"]["best"]) == (2, 4.0), "NaN is never best"
 
 
 def test_a_worker_lives_by_the_heartbeats_that_the_database_saw(store: Store) -> None:
