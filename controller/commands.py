@@ -66,6 +66,7 @@ def run(
     from hyperfarm.controller.search import Limits
     from hyperfarm.controller.session import Job, search
     from hyperfarm.controller.summary import print_summary
+    from hyperfarm.mongo import hide_password
     from hyperfarm.trials import MongoTrials
 
     limits = Limits(timeout_s=timeout, loss_threshold=loss_threshold)
@@ -88,7 +89,9 @@ def run(
             script=found.script,
         )
         ended = search(trials, job, limits, show=True, workers=slots, url=url)
-        print_summary(trials, found.space, ended, again=shlex.join(["hyperfarm", *sys.argv[1:]]))
+        again = shlex.join(["hyperfarm", *map(hide_password, sys.argv[1:])])
+        named = f" --mongo {shlex.quote(hide_password(mongo))}" if mongo else ""
+        print_summary(trials, ended, again=again, named=named)
         trials.store.close()
     if ended.reason is Reason.INTERRUPTED:
         sys.exit(EXIT_INTERRUPTED)

@@ -12,8 +12,11 @@ from hyperfarm.jobs import JobState, is_failed, is_ok
 from hyperfarm.trials import MongoTrials
 
 
-def print_summary(trials: MongoTrials, space: Any, ended: Ended, *, again: str) -> None:
-    """Print the outcome on standard output. `again` is the command that carries the search on."""
+def print_summary(trials: MongoTrials, ended: Ended, *, again: str, named: str) -> None:
+    """Print the outcome on standard output.
+
+    `again` is the command that carries the search on; `named` is what commands need to find its database.
+    """
     key = ended.experiment.exp_key
     jobs = trials.local.jobs()
     ok, failed = sum(map(is_ok, jobs)), [doc for doc in jobs if is_failed(doc)]
@@ -32,14 +35,13 @@ def print_summary(trials: MongoTrials, space: Any, ended: Ended, *, again: str) 
     if ended.reason is not Reason.COMPLETE:
         click.echo(f"carry it on with the same command:\n  {again}")
     click.echo("next:")
-    click.echo(f"  hyperfarm show {key}")
+    click.echo(f"  hyperfarm show {key}{named}")
     if best is not None:
-        click.echo(f"  hyperfarm plot {key} --kind 3d")
+        click.echo(f"  hyperfarm plot {key} --kind 3d{named}")
         if any(entry["kind"] == "model" for entry in best.get("artifacts", ())):
-            click.echo(f"  hyperfarm pull {key} -o best.keras")
-    else:
-        shown = failed[0]["tid"] if failed else "TRIAL"
-        click.echo(f"  hyperfarm logs {key} {shown}")
+            click.echo(f"  hyperfarm pull {key} -o best.keras{named}")
+    elif failed:
+        click.echo(f"  hyperfarm logs {key} {failed[0]['tid']}{named}")
 
 
 def _short(value: Any) -> str:

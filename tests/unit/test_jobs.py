@@ -39,11 +39,11 @@ def test_the_first_states_are_hyperopts() -> None:
     from hyperopt import base
 
     numbers = (base.JOB_STATE_NEW, base.JOB_STATE_RUNNING, base.JOB_STATE_DONE, base.JOB_STATE_ERROR)
-    assert (JobState.NEW, JobState.RUNNING, JobState.DONE, JobState.ERROR) == numbers
+    assert numbers == (JobState.NEW, JobState.RUNNING, JobState.DONE, JobState.ERROR)
     assert [state for state in JobState if state.is_finished] == [2, 3, 4]
 
 
-@pytest.mark.parametrize(("state", "event"), itertools.product(JobState, Event))
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(JobState, Event)))
 def test_every_step_is_in_the_table_or_refused(state: JobState, event: Event) -> None:
     expected = LEGAL.get((state.label, event.value))
     if expected is not None:

@@ -220,6 +220,7 @@ numpy_values = st.one_of(
     st.complex_numbers().map(np.complex128),
 )
 zones = st.sampled_from([None, UTC, ZoneInfo("Asia/Kolkata"), dt.timezone(dt.timedelta(hours=-14))])
+OBJECTS = [Color.RED, Level.HIGH, Point(1.0, {2}), Network(), Broken(), BrokenTensor(), object, len, ...]
 leaves = st.one_of(
     st.none(),
     st.booleans(),
@@ -237,9 +238,7 @@ leaves = st.one_of(
     st.timedeltas(),
     st.uuids(),
     numpy_values,
-    st.sampled_from(
-        [Color.RED, Level.HIGH, Point(1.0, {2}), Network(), Broken(), BrokenTensor(), object, len, ...]
-    ),
+    st.integers(0, len(OBJECTS) - 1).map(lambda number: OBJECTS[number]),
     odd_texts.map(lambda text: pathlib.PurePosixPath(text.replace("\0", ""))),
 )
 anything = st.recursive(
