@@ -19,14 +19,16 @@ REMIND_EVERY_S = 15.0
 
 def describe(status: Status) -> str:
     """The counts and the best loss in one line."""
-    parts = [f"{status.done} done", f"{status.running} running"]
+    budget = "" if status.budget == UNLIMITED else f"/{status.budget}"
+    parts = [f"{status.done + status.failed}{budget} done", f"{status.running} running"]
     if status.failed:
         parts.append(f"{status.failed} failed")
     best = "-" if status.best is None else f"{status.best['result']['loss']:.6g}"
     parts.append(f"best {best}")
     if status.rate >= 0.01:
         parts.append(f"{status.rate * 60:.3g}/min" if status.rate < 1 else f"{status.rate:.3g}/s")
-    parts.append(f"{len(status.workers)} worker{'' if len(status.workers) == 1 else 's'}")
+    if len(status.workers) != 1:
+        parts.append(f"{len(status.workers)} workers")
     return ", ".join(parts)
 
 
@@ -34,7 +36,7 @@ def time_left(status: Status) -> str:
     """An estimate of the time until the budget is used up, from the rate of late."""
     left = status.budget - status.done - status.failed
     if status.budget == UNLIMITED or status.rate <= 0:
-        return "time left unknown"
+        return "time left ?"
     return f"{_clock(left / status.rate)} left"
 
 
@@ -59,15 +61,13 @@ class Progress:
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
                 TextColumn("[bold]{task.fields[name]}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
+                BarColumn(bar_width=12),
                 TextColumn("{task.description}"),
-                TimeElapsedColumn(),
                 console=Console(stderr=True),
                 transient=False,
             )
@@ -90,8 +90,7 @@ class Progress:
             total = None if status.budget == UNLIMITED else status.budget
             self._bar.update(self._task, completed=finished, total=total, description=text)
         elif now >= self._next_line or finished == status.budget:
-            budget = "" if status.budget == UNLIMITED else f"/{status.budget}"
-            line = f"{self._exp_key} {finished}{budget}: {text}"
+            line = f"{self._exp_key}: {text}"
             if line != self._last_line:
                 self.say(line)
             self._last_line, self._next_line = line, now + LINE_EVERY_S

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import secrets
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 
 from bson import MinKey, ObjectId
@@ -61,13 +61,14 @@ class Store:
         self.workers_ = database["workers"]
         self.job_ids = database["job_ids"]
         self.has_change_streams = False
+        self._close: Callable[[], object] = database.client.close
 
     @classmethod
     def open(cls, url: str, *, app: str = "hyperfarm") -> Store:
         """Connect, check the server, make the indexes that are missing. Raises what `connect` raises."""
         store = cls(connect(url, app=app))
         # A script that drops its MongoTrials need not close anything.
-        weakref.finalize(store, store.database.client.close)
+        store._close = weakref.finalize(store, store._close)
         with translated("preparing the database"):
             hello = store.database.command("hello")
             version = tuple(store.database.client.server_info()["versionArray"][:2])
@@ -78,7 +79,7 @@ class Store:
         return store
 
     def close(self) -> None:
-        self.database.client.close()
+        self._close()
 
     def now(self) -> datetime:
         """The database's clock, which alone decides about leases and heartbeats."""

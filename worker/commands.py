@@ -72,9 +72,9 @@ def worker(
             slots=slots, exp_keys=exp_keys, lease_s=lease_s, fresh=fresh, max_jobs=max_jobs
         )
         supervisor = Supervisor(store, options)
-        stop_on_signals(supervisor, grace_s, quiet=quiet)
+        stop_on_signals(supervisor, grace_s)
         if lifeline:
-            watch_lifeline(lambda: supervisor.drain(grace_s))
+            watch_lifeline(lambda: supervisor.ask_to_stop(grace_s))
         logging.info("worker %s: %d slots", supervisor.id, slots)
         supervisor.run()
         if supervisor.failure is not None:
@@ -82,20 +82,11 @@ def worker(
         logging.info("worker %s has stopped; nothing is left running", supervisor.id)
 
 
-def stop_on_signals(supervisor: Supervisor, grace_s: float, *, quiet: bool) -> None:
+def stop_on_signals(supervisor: Supervisor, grace_s: float) -> None:
     """The first SIGTERM or SIGINT drains, the second leaves at once."""
-    signals_seen = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        signals_seen.append(number)
-        if len(signals_seen) > 1:
-            threading.Thread(target=supervisor.leave, daemon=True).start()
-            return
-        grace = grace_s if number == signal.SIGTERM else INTERRUPT_GRACE_S
-        supervisor.drain(grace)
-        if not quiet:
-            text = f"stopping; running trials have {grace:.0f} s to finish, then they go back to the queue\n"
-            os.write(2, text.encode())
+        supervisor.ask_to_stop(grace_s if number == signal.SIGTERM else INTERRUPT_GRACE_S)
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)

@@ -68,7 +68,6 @@ class Slot(threading.Thread):
 
     def _serve(self, claim: Claim) -> None:
         started = time.monotonic()
-        self.farm.shares.begin(claim.exp_key)
         run = TrialRun(self, claim)
         try:
             run.carry_out()
@@ -84,8 +83,7 @@ class Slot(threading.Thread):
             self.drop_child()
             run.cut_off(f"an error in the worker: {type(error).__name__}: {error}")
         finally:
-            self.farm.let_go(claim)
-            self.farm.shares.charge(claim.exp_key, time.monotonic() - started)
+            self.farm.let_go(claim, time.monotonic() - started)
             self.jobs_done += 1
             if self.farm.options.fresh:
                 self.drop_child()

@@ -6,6 +6,7 @@ jobs back at once (leave); stop the heartbeat; unregister.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -14,6 +15,7 @@ import socket
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -35,7 +37,9 @@ IDLE_LOOK_S = 60.0
 """Even without news an idle slot looks at the queue this often."""
 WAITING_KNOWN_S = 0.1
 """Which experiments have jobs waiting is asked at most this often while claims succeed."""
-LEAVE_S = 3.0
+LOOK_S = 0.05
+UNREGISTER_S = 1.0
+LEAVE_S = 2.0
 """How long leaving may take once the children are killed."""
 
 
@@ -52,7 +56,7 @@ class WorkerOptions:
 
 
 class Supervisor:
-    """Runs until `drain` or `leave` is called (signal handlers may), or the database is away for too long."""
+    """Runs until it is asked to stop, or the database is away for too long."""
 
     def __init__(self, store: Store, options: WorkerOptions) -> None:
         self.store, self.options = store, options
@@ -71,6 +75,7 @@ class Supervisor:
         self._waiting: list[str | None] = []
         self._waiting_known_until = 0.0
         self._deadline: float | None = None
+        self._wishes: deque[float] = deque()
         self._ended = threading.Event()
         self.wakeup = Wakeup(store, queue_only=True, poll_s=options.poll_s)
         self.slots = [Slot(self, number) for number in range(options.slots)]
@@ -91,26 +96,42 @@ class Supervisor:
             self.wakeup.close()
             for slot in self.slots:
                 slot.kill_child()
-            try:
-                self.store.unregister(self.id)
-            except DatabaseError as error:
-                log.warning("%s", error)
+            # With the database away this must not hold up the end; the heartbeat just runs out.
+            goodbye = threading.Thread(target=self._unregister, daemon=True)
+            goodbye.start()
+            goodbye.join(UNREGISTER_S)
+
+    def _unregister(self) -> None:
+        with contextlib.suppress(DatabaseError):
+            self.store.unregister(self.id)
 
     def _wait_for_slots(self) -> None:
         while any(slot.is_alive() for slot in self.slots):
+            if self._wishes:
+                self._obey(self._wishes.popleft())
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 if self.leaving:
                     log.warning("some jobs could not be given back; their leases will expire")
                     return
                 self.leave()
-            for slot in self.slots:
-                slot.join(0.05)
+            time.sleep(LOOK_S)
+
+    def ask_to_stop(self, grace_s: float) -> None:
+        """Ask `run` to drain, or at the second call to leave at once; all that a signal handler may do."""
+        self._wishes.append(grace_s)
+
+    def _obey(self, grace_s: float) -> None:
+        if self._draining.is_set():
+            self.leave()
+        else:
+            log.info("stopping: running trials have %.0f s, then they go back to the queue", grace_s)
+            self.drain(grace_s)
 
     def drain(self, grace_s: float) -> None:
-        """Claim no more; give back after `grace_s` seconds what still runs. Safe in a signal handler."""
+        """Claim no more; give back after `grace_s` seconds what still runs."""
         self._deadline = time.monotonic() + grace_s
         self._draining.set()
-        threading.Thread(target=self.wakeup.close, daemon=True).start()
+        self.wakeup.close()
 
     def leave(self) -> None:
         """Kill the children and give their jobs back now."""
@@ -161,7 +182,9 @@ class Supervisor:
         """Claim a job of the first of these experiments, in fair order, that still has one."""
         loaded = slot.loaded[0] if slot.loaded else None
         waiting = [key for key in keys if self._may_serve(key)]
-        for key in self.shares.order(waiting, loaded=loaded, startup_s=slot.startup_s):
+        with self._lock:
+            order = self.shares.order(waiting, loaded=loaded, startup_s=slot.startup_s)
+        for key in order:
             if not self._take_turn():
                 return None
             claim = self._claim(slot, key)
@@ -191,6 +214,7 @@ class Supervisor:
         if claimed is not None:
             with self._lock:
                 self._held[token] = slot
+                self.shares.begin(key)
         return claimed
 
     def _take_turn(self) -> bool:
@@ -208,9 +232,10 @@ class Supervisor:
             if self._claims_left is not None:
                 self._claims_left += 1
 
-    def let_go(self, claim: Claim) -> None:
-        """Stop renewing the lease of a job that has come to its outcome."""
+    def let_go(self, claim: Claim, seconds: float) -> None:
+        """Stop renewing the lease of a job that has come to its outcome; it took `seconds` of a slot."""
         with self._lock:
+            self.shares.charge(claim.exp_key, seconds)
             self._held.pop(claim.lease.token, None)
             self._lost.discard(claim.lease.token)
 

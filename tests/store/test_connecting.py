@@ -82,8 +82,9 @@ def test_every_driver_error_is_one_of_ours(store: Store, mongo_url: str) -> None
 
 
 @pytest.mark.parametrize("queue_only", [True, False])
-def test_news_wake_a_waiter(store: Store, queue_only: bool) -> None:
-    wakeup = Wakeup(store, queue_only=queue_only, poll_s=60.0)
+def test_news_wake_a_waiter(store: Store, mongo_url: str, queue_only: bool) -> None:
+    waiting = Store.open(mongo_url)
+    wakeup = Wakeup(waiting, queue_only=queue_only, poll_s=60.0)
     seen = wakeup.generation
     if seen == 0:
         wakeup.wait(0, 30)  # The stream stands.
@@ -94,3 +95,4 @@ def test_news_wake_a_waiter(store: Store, queue_only: bool) -> None:
     assert wakeup.generation > seen
     wakeup.close()
     other.join()
+    waiting.close()

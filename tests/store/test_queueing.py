@@ -65,8 +65,11 @@ def test_jobs_of_unknown_outcome_sent_again_are_inserted_once(store: Store) -> N
 
 def test_a_refused_job_is_an_error_not_a_lost_slot(store: Store) -> None:
     store.database.command("collMod", "jobs", validator={"tid": {"$lt": 100}})
-    with pytest.raises(DatabaseError, match="queueing jobs"):
-        store.insert_jobs([slotted(0, 0), slotted(100, 1)])
+    try:
+        with pytest.raises(DatabaseError, match="queueing jobs"):
+            store.insert_jobs([slotted(0, 0), slotted(100, 1)])
+    finally:
+        store.database.command("collMod", "jobs", validator={})
 
 
 def test_cancelling_frees_the_slots_of_unfinished_jobs(store: Store) -> None:

@@ -6,11 +6,10 @@ import heapq
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperfarm.worker.fairness import MIN_STAY_S, STAY_FACTOR, FairShare
-
 
 NOTHING = "nothing yet"
 
@@ -45,7 +44,8 @@ class Host:
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-@given(first=st.floats(0.1, 50), second=st.floats(0.1, 50), startup_s=st.floats(0, 5))
+@settings(max_examples=40, deadline=None)
+@given(first=st.floats(0.5, 50), second=st.floats(0.5, 50), startup_s=st.floats(0, 5))
 def test_two_experiments_share_a_host_evenly_in_time(
     slots: int, first: float, second: float, startup_s: float
 ) -> None:
