@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import sys
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +42,14 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """An open experiment. `max_evals` is its budget, `resumed` says that it was there before."""
+    """An open experiment.
+
+    `uid` tells it from another one of the same name, made after it was removed. `max_evals` is its budget,
+    `resumed` says that it was there before.
+    """
 
     exp_key: str
+    uid: str
     seed: int
     max_evals: int
     revision: str
@@ -86,6 +92,7 @@ def _create(store: Store, blobs: Blobs, request: Request) -> Document | None:
     doc = {
         "_id": request.exp_key,
         "exp_key": request.exp_key,
+        "uid": uuid.uuid4().hex,
         "state": "open",
         "space": space_text(request.space),
         "algo": request.algo,
@@ -160,6 +167,7 @@ def _budget(max_evals: int) -> str:
 def _experiment(doc: Document, *, resumed: bool) -> Experiment:
     return Experiment(
         exp_key=doc["_id"],
+        uid=doc["uid"],
         seed=doc["seed"],
         max_evals=doc["max_evals"],
         revision=doc["bundles"][-1]["revision"],

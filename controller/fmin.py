@@ -48,7 +48,9 @@ def fmin(
         hyperopt_losses=True,
         pass_expr_memo_ctrl=pass_expr_memo_ctrl,
     )
-    limits = Limits(timeout_s=timeout, loss_threshold=loss_threshold, early_stop_fn=early_stop_fn)
+    limits = Limits(
+        timeout_s=timeout, max_evals=max_evals, loss_threshold=loss_threshold, early_stop_fn=early_stop_fn
+    )
     ended = search(trials, job, limits, show=show_progressbar)
     if ended.reason is Reason.INTERRUPTED:
         raise KeyboardInterrupt

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 from hyperfarm.errors import HyperfarmError
 
-STOP_S = 4.0
+STOP_S = 2.5, 1.0
+"""How long the worker gets after the first and after the second signal."""
 
 
 class LocalWorker:
@@ -56,12 +57,13 @@ class LocalWorker:
     def stop(self) -> None:
         """End the worker within some seconds: what it runs goes back to the queue."""
         assert self.process.stdin is not None
-        for number in (signal.SIGINT, signal.SIGINT):
+        self._say = lambda _: None
+        for patience_s in STOP_S:
             if self.process.poll() is not None:
                 break
-            self.process.send_signal(number)
+            self.process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOP_S / 2)
+                self.process.wait(patience_s)
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

@@ -14,9 +14,10 @@ from hyperfarm.controller import plan
 from hyperfarm.controller.algorithms import Suggest
 from hyperfarm.controller.experiment import Experiment
 from hyperfarm.controller.plan import Reason, Situation
-from hyperfarm.errors import DatabaseError, UsageError
+from hyperfarm.errors import DatabaseError, DatabaseUnavailable, OutcomeUnknown, UsageError
 from hyperfarm.jobs import DEFAULT_MAX_ATTEMPTS, JobDoc, JobState
 from hyperfarm.mongo import Document
+from hyperfarm.reaping import Reaper
 from hyperfarm.retry import patiently
 from hyperfarm.trials import MongoTrials
 from hyperfarm.wakeup import Wakeup
@@ -33,9 +34,13 @@ RATE_WINDOW_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """When a search stops before its budget is used up. `timeout_s` counts from the start of `run`."""
+    """When a search stops before its budget is used up.
+
+    `timeout_s` counts from the start of `run`; `max_evals` is a number of finished trials below the budget.
+    """
 
     timeout_s: float | None = None
+    max_evals: int | None = None
     loss_threshold: float | None = None
     early_stop_fn: Callable[..., Any] | None = None
 
@@ -88,6 +93,7 @@ class Search:
         self.limits, self.display, self.check, self.clock = limits, display, check, clock
         self.store = trials.store
         self.stop_requested = False
+        self.abandoned = False
         self._started = clock()
         self._finishes: deque[tuple[float, int]] = deque()
         self._seen_finished = -1
@@ -96,9 +102,10 @@ class Search:
         self._workers: list[Document] = []
         self._refusals: dict[str, str] = {}
         self._busy_elsewhere = 0
+        self._reaper = Reaper(self.store)
         self._exhausted = self._cancelled = False
         self._low_water = 0
-        self.budget = experiment.max_evals
+        self.budget = self._within_limit(experiment.max_evals)
         self._early_stop_args: list[Any] = []
 
     def run(self) -> Reason:
@@ -112,7 +119,7 @@ class Search:
             while True:
                 seen = wakeup.generation
                 began = self.clock()
-                reason, hungry = patiently(self._step, stop=lambda: self.stop_requested)
+                reason, hungry = self._patient_step()
                 if reason is not None:
                     return reason
                 self._reaction_s += 0.1 * (self.clock() - began + FLUSH_S - self._reaction_s)
@@ -124,6 +131,25 @@ class Search:
         finally:
             wakeup.close()
             self._put_away()
+
+    def _within_limit(self, max_evals: int) -> int:
+        return max_evals if self.limits.max_evals is None else min(max_evals, self.limits.max_evals)
+
+    @property
+    def _time_is_up(self) -> bool:
+        limit = self.limits.timeout_s
+        return limit is not None and self.elapsed_s >= limit
+
+    def _patient_step(self) -> tuple[Reason | None, bool]:
+        """One step; while MongoDB is away it is waited for, but not beyond a stop or the time limit."""
+        try:
+            return patiently(self._step, stop=lambda: self.stop_requested or self._time_is_up)
+        except (DatabaseUnavailable, OutcomeUnknown):
+            if self.stop_requested:
+                return Reason.INTERRUPTED, False
+            if self._time_is_up:
+                return Reason.TIMEOUT, False
+            raise
 
     def _put_away(self) -> None:
         try:
@@ -158,11 +184,11 @@ class Search:
         """Seconds since the search began."""
         return self.clock() - self._started
 
-    @property
-    def nobody_will_serve(self) -> str | None:
-        """The reason of one refusal, when every live worker refuses the experiment."""
-        refusals = list(self._refusals.values())
-        return refusals[0] if refusals and not self._workers else None
+    def refusal_of(self, host: str, pid: int) -> str | None:
+        """Why this worker does not serve the experiment, if it has said so."""
+        return next(
+            (text for name, text in self._refusals.items() if name.startswith(f"{host}:{pid}:")), None
+        )
 
     # ---- looking -----------------------------------------------------------------------------------
 
@@ -177,21 +203,24 @@ class Search:
                 for worker in self.store.live_workers()
                 if not worker.get("draining") and key in (worker.get("exp_keys") or [key])
             ]
+            revision = self.experiment.revision
             self._refusals = {
                 worker["_id"]: f"worker {worker['host']} does not serve {key}: {refusal['reason']}"
                 for worker in serving
                 for refusal in worker.get("refused", ())
-                if refusal["exp_key"] == key
+                if refusal["exp_key"] == key and refusal.get("revision") in (None, "", revision)
             }
             self._workers = [worker for worker in serving if worker["_id"] not in self._refusals]
             doc = self.store.experiment(key)
-            self._cancelled = doc is None or doc["state"] == "cancelled"
-            self.budget = self.budget if doc is None else doc["max_evals"]
+            # Gone, cancelled, or another experiment that has taken the name.
+            self._cancelled = doc is None or doc["state"] == "cancelled" or doc["uid"] != self.experiment.uid
+            if doc is not None and not self._cancelled:
+                self.budget = self._within_limit(doc["max_evals"])
             ours = sum(doc["state"] == JobState.RUNNING for doc in self.trials.local.unfinished())
             self._busy_elsewhere = max(0, self.store.running_count() - ours)
         if now >= self._next_reap:
             self._next_reap = now + REAP_EVERY_S
-            self.store.reap()
+            self._reaper.look()
 
     def _situation(self) -> Situation:
         jobs = [doc for doc in self.trials.local.unfinished() if "slot" in doc]
@@ -227,7 +256,7 @@ class Search:
         if plan.is_complete(now):
             return Reason.COMPLETE
         limits = self.limits
-        if limits.timeout_s is not None and self.clock() - self._started >= limits.timeout_s:
+        if self._time_is_up:
             return Reason.TIMEOUT
         if news and limits.loss_threshold is not None:
             best = self.trials.local.best()
@@ -245,13 +274,15 @@ class Search:
 
     def _queue(self, wanted: int) -> None:
         """Make and insert `wanted` suggestions, each with what is known when it is made."""
+        if self._exhausted:
+            return
         slots = iter(self._free_slots(wanted))
         tids = self.trials.new_trial_ids(wanted)
         pending: list[JobDoc] = []
         flushed = self.clock()
         for tid in tids:
             slot = next(slots, None)
-            if slot is None or self._exhausted:
+            if slot is None or self.stop_requested:
                 break
             doc = self._suggest(tid, slot)
             if doc is None:
@@ -299,7 +330,12 @@ class Search:
     def _insert(self, docs: list[JobDoc]) -> None:
         if not docs:
             return
-        inserted = set(patiently(lambda: self.trials._insert_trial_docs(docs)))
+        try:
+            inserted = set(self.trials._insert_trial_docs(docs))
+        except DatabaseError:
+            # Whether they are there or not, the next look at the database tells.
+            self.trials.local.forget(doc["tid"] for doc in docs)
+            raise
         # A slot that another controller has taken: its job comes in by the next refresh.
         self.trials.local.forget(doc["tid"] for doc in docs if doc["tid"] not in inserted)
         if len(inserted) < len(docs):

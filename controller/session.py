@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from hyperfarm.controller.local_workers import LocalWorker, local_worker
 from hyperfarm.controller.plan import Reason
 from hyperfarm.controller.progress import Progress
 from hyperfarm.controller.search import Limits, Search
-from hyperfarm.errors import HyperfarmError, UsageError
+from hyperfarm.errors import DatabaseError, HyperfarmError, UsageError
 from hyperfarm.mongo import hide_password
 from hyperfarm.trials import MongoTrials
+
+STOP_S = 1.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,38 +127,58 @@ def search(
             loop = Search(
                 trials, experiment, domain, algo, limits, progress, check=lambda loop: _check(loop, local)
             )
-            with interruptible(loop):
-                reason = loop.run()
+            reason = _run(loop)
         # The jobs that the local worker gave back go with the rest of the queue.
-        if local is not None and reason is not Reason.COMPLETE:
-            trials.store.withdraw_queued(exp_key)
-            trials.refresh()
+        if local is not None and reason is not Reason.COMPLETE and not loop.abandoned:
+            with contextlib.suppress(DatabaseError):
+                trials.store.withdraw_queued(exp_key)
+                trials.refresh()
     return Ended(reason=reason, experiment=experiment, elapsed_s=loop.elapsed_s)
+
+
+def _run(loop: Search) -> Reason:
+    """Run the loop; a stop that the database holds up is cut short, as nothing is lost by it."""
+    try:
+        with interruptible(loop):
+            return loop.run()
+    except KeyboardInterrupt:
+        if not loop.stop_requested:
+            raise
+        loop.abandoned = True
+        return Reason.INTERRUPTED
 
 
 def _check(loop: Search, local: LocalWorker | None) -> None:
     """With a worker of our own, its end or its refusal is ours: nobody else may ever come."""
     if local is not None:
         local.check()
-        if loop.nobody_will_serve is not None:
-            raise HyperfarmError(loop.nobody_will_serve)
+        refusal = loop.refusal_of(socket.gethostname(), local.process.pid)
+        if refusal is not None:
+            raise HyperfarmError(refusal)
 
 
 @contextlib.contextmanager
 def interruptible(loop: Search) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM end the search tidily; a second one raises KeyboardInterrupt."""
+    """Let the first SIGINT or SIGTERM end the search tidily.
+
+    A second one, or STOP_S without an end (the database may be away), raises KeyboardInterrupt.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         if loop.stop_requested:
             raise KeyboardInterrupt
         loop.stop_requested = True
+        signal.setitimer(signal.ITIMER_REAL, STOP_S)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = {number: signal.signal(number, handle) for number in watched}
     try:
         yield
     finally:
+        if loop.stop_requested:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)

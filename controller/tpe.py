@@ -18,8 +18,7 @@ from hyperfarm.jobs import JobDoc, JobState
 
 N_STARTUP = 20
 GAMMA = 0.25
-GAMMA_CAP = 25
-"""hyperopt's own constants: start-up trials, factor and upper bound of the good part's size."""
+"""hyperopt's own constants: start-up trials, factor of the good part's size."""
 
 
 def suggest(
@@ -45,7 +44,7 @@ def suggest(
         docs: list[JobDoc] = rand.suggest(new_ids, domain, trials, seed)
         return docs
     if finished < total:
-        good = min(math.ceil(gamma * math.sqrt(finished)), GAMMA_CAP)
+        good = math.ceil(gamma * math.sqrt(finished))
         # The half keeps ceil() from rounding up on the last bit of a float.
         gamma = max(good - 0.5, 0.0) / math.sqrt(total)
     return tpe.suggest(  # type: ignore[no-any-return]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ class SearchResult:
     best_loss: float | None
     best_trial: JobDoc | None
     trials: MongoTrials
-    url: str
+    url: str = field(repr=False)
     elapsed_s: float
 
     def pull(self, path: str | Path, name: str | None = None) -> Path:

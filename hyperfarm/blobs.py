@@ -33,6 +33,7 @@ MAX_INLINE_BINARY = 1 << 20
 MAX_INLINE_RESULT = 8 << 20
 """Of the 16 MB of a document, the rest is left to parameters, history and errors."""
 CHUNK = 1 << 20
+KEPT_INLINE = 200
 _SHORT_TEXT = 1000
 _AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
 
@@ -150,14 +151,17 @@ class Blobs:
     def externalise(self, result: Document, claim: Claim) -> Document:
         """Return `result` in a form that fits a document: big binaries, or all of it, moved to blobs.
 
-        What stays in any case: status, loss and the other numbers and short texts of the top level.
+        What stays in any case: status, loss and up to KEPT_INLINE numbers and short texts of the top level.
         """
         small: Document = self._move_binaries(result, claim, "result")
         data = bson.encode(encode_keys(small))
         if len(data) <= MAX_INLINE_RESULT:
             return small
         ref = self.put_for(claim, data, "result", "result")
-        kept = {key: value for key, value in result.items() if _is_small(value)}
+        small_ones = [(key, value) for key, value in result.items() if _is_small(key) and _is_small(value)]
+        kept = {**dict(small_ones[:KEPT_INLINE]), "status": result["status"]}
+        if "loss" in result:
+            kept["loss"] = result["loss"]
         return {**kept, REF: ref["blob"], "size": ref["size"], "sha256": ref["sha256"], "holds": "result"}
 
     def _move_binaries(self, value: Any, claim: Claim, where: str) -> Any:

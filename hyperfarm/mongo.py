@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote_plus, unquote_plus, urlsplit
 
 import pymongo
+from bson.errors import BSONError
 from pymongo import MongoClient, errors
 from pymongo.database import Database
 from pymongo.uri_parser import parse_uri
@@ -45,7 +46,10 @@ def normalise_url(url: str) -> tuple[str, str]:
     scheme, separator, rest = url.partition("://")
     shown = hide_password(url)
     if scheme == "mongo" and separator:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise SettingsError(f"{shown!r} is not a usable address: {error}; write {FORMS}") from None
         path = [part for part in parts.path.split("/") if part]
         if not 1 <= len(path) <= 2 or (len(path) == 2 and path[1] != "jobs"):
             raise SettingsError(f"{shown!r} is not a usable address: write {FORMS}")
@@ -113,10 +117,16 @@ def connection_error(error: errors.PyMongoError, url: str) -> DatabaseError:
         return DatabaseError(
             f"MongoDB at {shown} refuses to work: {hide_password(str(error.details or error))}"
         )
+    if "replica set" in str(error).lower() and "replicaSet=" in url:
+        return DatabaseUnavailable(f"no replica set of this name answers at {shown}: check replicaSet in it")
     reason = re.split(r"[,(]", hide_password(str(error)))[0].strip()
     return DatabaseUnavailable(
         f"no MongoDB answers at {shown} ({reason}); start one with `hyperfarm db start`, or check the address"
     )
+
+
+GOING_AWAY = frozenset({91, 189, 10107, 11600, 11602, 13435, 13436})
+"""Error codes of a server that shuts down or steps down: the write may or may not have been applied."""
 
 
 @contextmanager
@@ -126,14 +136,18 @@ def translated(what: str) -> Iterator[None]:
         yield
     except (errors.ServerSelectionTimeoutError, errors.NotPrimaryError) as error:
         raise DatabaseUnavailable(f"MongoDB cannot be reached while {what}: {_brief(error)}") from error
-    except errors.ConnectionFailure as error:
+    except (errors.ConnectionFailure, errors.WriteConcernError) as error:
         raise OutcomeUnknown(f"the connection to MongoDB broke while {what}: {_brief(error)}") from error
-    except errors.PyMongoError as error:
+    except errors.OperationFailure as error:
+        if error.code in GOING_AWAY:
+            raise OutcomeUnknown(f"MongoDB was going away while {what}: {_brief(error)}") from error
+        raise DatabaseError(f"MongoDB refused {what}: {_brief(error)}") from error
+    except (errors.PyMongoError, BSONError) as error:
         raise DatabaseError(f"MongoDB refused {what}: {_brief(error)}") from error
 
 
 def _brief(error: Exception) -> str:
-    return hide_password(str(error))[:300]
+    return hide_password(str(error)).split(" (configured timeouts")[0].split(", Timeout:")[0][:300]
 
 
 def driver_version() -> str:

@@ -15,6 +15,7 @@ log = logging.getLogger("hyperfarm")
 PATIENCE_S = 600.0
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+SLICE_S = 0.1
 
 
 def patiently(
@@ -42,7 +43,9 @@ def patiently(
             if not told and pause > 1.0:
                 log.warning("waiting for MongoDB (up to %.0f s): %s", patience_s, error)
                 told = True
-            sleep(pause)
+            until = clock() + pause
+            while clock() < until and not stop():
+                sleep(SLICE_S)
             pause = min(2 * pause, LONGEST_PAUSE_S)
         else:
             if told:

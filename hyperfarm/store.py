@@ -13,14 +13,16 @@ The rules of a lease, written once and relied on everywhere:
 from __future__ import annotations
 
 import secrets
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from bson import MinKey, ObjectId
 from pymongo import ASCENDING, ReturnDocument
 from pymongo.database import Database
-from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
+from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, PyMongoError
 
 from hyperfarm.errors import DatabaseError, LeaseLost
 from hyperfarm.indexes import ensure_indexes
@@ -37,11 +39,15 @@ from hyperfarm.jobs import (
 from hyperfarm.mongo import Document, connect, translated
 from hyperfarm.values import decode_keys, encode_keys
 
+T = TypeVar("T")
+
 OLDEST_SERVER = (5, 0)
 KEPT_HISTORY = 10
 LIVE_AFTER_S = 100.0
 """A worker counts as alive for this long after a heartbeat (three heartbeats and some)."""
 DUPLICATE_KEY = 11000
+BAD_VALUE = 2
+CLOSE_S = 1.0
 _KEPT_LOCALLY: Document = {"traceback": 0, "history": 0, "notes": 0}
 _BRIEF: Document = {"_id": 0, "tid": 1, "version": 1, "state": 1}
 
@@ -68,7 +74,7 @@ class Store:
         """Connect, check the server, make the indexes that are missing. Raises what `connect` raises."""
         store = cls(connect(url, app=app))
         # A script that drops its MongoTrials need not close anything.
-        store._close = weakref.finalize(store, store._close)
+        store._close = weakref.finalize(store.database, store._close)
         with translated("preparing the database"):
             hello = store.database.command("hello")
             version = tuple(store.database.client.server_info()["versionArray"][:2])
@@ -79,7 +85,20 @@ class Store:
         return store
 
     def close(self) -> None:
-        self._close()
+        """Close the connections; takes at most CLOSE_S, also with the server away."""
+        goodbye = threading.Thread(target=self._close, daemon=True)
+        goodbye.start()
+        goodbye.join(CLOSE_S)
+
+    def _with_indexes(self, read: Callable[[], T]) -> T:
+        """Read by an index that the statement names; make the indexes anew if somebody dropped them."""
+        try:
+            return read()
+        except OperationFailure as error:
+            if error.code != BAD_VALUE:
+                raise
+            ensure_indexes(self.database)
+            return read()
 
     def now(self) -> datetime:
         """The database's clock, which alone decides about leases and heartbeats."""
@@ -94,6 +113,7 @@ class Store:
         """Insert an experiment (`_id` is its exp_key); False when there is one already."""
         try:
             with translated("creating the experiment"):
+                ensure_indexes(self.database)  # Somebody may have dropped the database since `open`.
                 self.experiments_.insert_one({**doc, "created": self.now()})
         except DatabaseError as error:
             if isinstance(error.__cause__, DuplicateKeyError):
@@ -134,12 +154,17 @@ class Store:
         with translated("counting jobs"):
             return list(self.jobs.aggregate([{"$group": group}]))
 
-    def remove_jobs(self, exp_key: str | None) -> int:
-        """Delete all jobs and reports of the experiment; running workers lose their leases."""
+    def remove_jobs(self, exp_key: str | None) -> tuple[int, int]:
+        """Delete all jobs and reports of the experiment; running workers lose their leases.
+
+        Returns how many jobs there were, and how many of them had not ended.
+        """
+        unfinished = {"exp_key": exp_key, "state": {"$in": [int(JobState.NEW), int(JobState.RUNNING)]}}
         with translated("removing the experiment"):
-            removed = self.jobs.delete_many({"exp_key": exp_key}).deleted_count
+            open_jobs = self.jobs.delete_many(unfinished).deleted_count
+            finished = self.jobs.delete_many({"exp_key": exp_key}).deleted_count
             self.reports_.delete_many({"exp_key": exp_key})
-        return removed
+        return open_jobs + finished, open_jobs
 
     def remove_experiment(self, exp_key: str | None) -> bool:
         with translated("removing the experiment"):
@@ -205,8 +230,8 @@ class Store:
                 },
             ).modified_count
 
-    def reap(self) -> list[tuple[JobDoc, Event]]:
-        """Take back every job whose lease has expired; index `lease_expiry`.
+    def reap(self, is_due: Callable[[JobDoc], bool] = lambda _: True) -> list[tuple[JobDoc, Event]]:
+        """Take back every job whose lease has expired and that `is_due` agrees to; index `lease_expiry`.
 
         Each goes back to the queue while attempts remain, else it ends as an error. The update names the
         very expiry that was seen, so a renewal that came in between wins.
@@ -214,16 +239,23 @@ class Store:
         reaped = []
         with translated("looking for expired leases"):
             now = self.now()
-            query = {"state": int(JobState.RUNNING), "lease.expires": {"$type": "date", "$lte": now}}
+            query = {
+                "state": int(JobState.RUNNING),
+                "lease.expires": {"$type": "date", "$lte": now},
+                "lease.token": {"$type": "string"},
+            }
             for doc in self.jobs.find(query):
+                if not is_due(doc):
+                    continue
                 lease = doc["lease"]
-                story = f"no sign of life from worker {lease['worker']}; its lease expired"
+                worker = str(lease.get("worker"))
+                story = f"no sign of life from worker {worker}; its lease expired"
                 event = after_lost_attempt(
                     doc.get("attempt", 1), doc.get("max_attempts", DEFAULT_MAX_ATTEMPTS)
                 )
                 fence = {"_id": doc["_id"], "state": int(JobState.RUNNING)}
                 fence |= {"lease.token": lease["token"], "lease.expires": lease["expires"]}
-                update = _end_of_attempt(doc, event, story, lease["worker"], now)
+                update = _end_of_attempt(doc, event, story, worker, now)
                 if self.jobs.update_one(fence, update).modified_count:
                     reaped.append((doc, event))
         return reaped
@@ -237,7 +269,7 @@ class Store:
                 {"$match": {"state": int(JobState.NEW)}},
                 {"$group": {"_id": "$exp_key"}},
             ]
-            rows = self.jobs.aggregate(pipeline, hint="queue")
+            rows = self._with_indexes(lambda: self.jobs.aggregate(pipeline, hint="queue"))
             return [row["_id"] for row in rows]
 
     def claim(
@@ -338,7 +370,12 @@ class Store:
         update = _end_of_attempt(claim.doc, event, reason, claim.lease.worker, self.now())
         update["$set"] |= fields or {}
         with translated("recording a lost attempt"):
-            return event if self.jobs.update_one(_fence(claim), update).matched_count else None
+            if self.jobs.update_one(_fence(claim), update).matched_count:
+                return event
+            # Not the token alone: whoever reaped the job wrote it down as well.
+            mine = {"token": claim.lease.token, "event": event.value, "reason": reason}
+            sent_before = {"_id": claim.job_id, "history": {"$elemMatch": mine}}
+            return event if self.jobs.find_one(sent_before, {"_id": 1}) else None
 
     # ---- reports -----------------------------------------------------------------------------------
 
@@ -377,8 +414,9 @@ class Store:
     def job_versions(self, exp_key: str | None) -> Iterator[tuple[int, int, int]]:
         """(tid, version, state) of every job of the experiment, from the index `view` alone."""
         with translated("comparing jobs"):
-            cursor = self.jobs.find(_scope(exp_key), _BRIEF, hint="view")
-            for doc in cursor:
+            query = _scope(exp_key)
+            docs = self._with_indexes(lambda: list(self.jobs.find(query, _BRIEF, hint="view")))
+            for doc in docs:
                 yield doc["tid"], doc.get("version", 0), doc["state"]
 
     def changed_jobs(
@@ -526,6 +564,7 @@ def _end_of_attempt(doc: JobDoc, event: Event, story: str, worker: str, now: dat
     """The update that ends an attempt without a result: back to the queue, or an error with the whole story."""
     attempt = doc.get("attempt", 1)
     entry = {"attempt": attempt, "worker": worker, "event": event.value, "reason": story, "at": now}
+    entry["token"] = doc["lease"]["token"]
     state = next_state(JobState.RUNNING, event, doc.get("history", ()))
     fields: Document = {"state": int(state), "owner": None}
     if event is Event.GIVE_UP:

@@ -75,6 +75,7 @@ def save(name: str, data: str | os.PathLike[str] | bytes | IO[bytes]) -> None:
     accepted. A second save under the same name replaces the first. Raises FileNotFoundError for a path
     that is not there, TypeError for other data, OSError when the database refuses it.
     """
+    name = str(name)
     if not name or "\0" in name:
         raise ValueError("a saved file needs a name")
     path, temporary = _as_file(data)
@@ -96,6 +97,7 @@ def save_model(model: Any, name: str = MODEL_NAME) -> None:
     folder = Path(tempfile.mkdtemp(dir=_scratch))
     try:
         path = folder / Path(name).name
+        name = str(name)
         model.save(path)
         _link.save(name, path, "model")
     finally:

@@ -6,6 +6,8 @@ import logging
 import platform
 import sys
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,15 +15,30 @@ from typing import Any
 
 from hyperfarm import bundle, settings
 from hyperfarm.blobs import Blobs
-from hyperfarm.errors import BundleError, BundleRefused, DatabaseError, SettingsError
+from hyperfarm.errors import (
+    BundleError,
+    BundleRefused,
+    DatabaseError,
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    SettingsError,
+)
+from hyperfarm.mongo import Document
 from hyperfarm.store import Store
 
 log = logging.getLogger("hyperfarm.worker")
 Key = str | None
 
+LOOK_AGAIN_S = 60.0
+"""What was refused is tried again after this time: a secret may have been copied, a package installed."""
+
 
 class Refused(Exception):
     """This host cannot or must not run the experiment; the message says why and what to do."""
+
+
+class UnknownRevision(Exception):
+    """The experiment has no code of this revision: the job is left over from another one of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,86 +50,116 @@ class Code:
     hyperopt_losses: bool
 
 
-class BundleCache:
-    """Verified code by experiment and revision. Thread-safe."""
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why the newest code of an experiment is not run here, and until when nobody asks again."""
 
-    def __init__(self, store: Store, blobs: Blobs) -> None:
-        self._store, self._blobs = store, blobs
+    revision: str
+    reason: str
+    until: float
+
+
+class BundleCache:
+    """Verified code by experiment and revision. Thread-safe; the lock is never held over a wait."""
+
+    def __init__(self, store: Store, blobs: Blobs, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._blobs, self._clock = store, blobs, clock
         self._lock = threading.Lock()
         self._codes: dict[tuple[Key, str], Code] = {}
-        self._refused: dict[tuple[Key, str], str] = {}
+        self._refused: dict[Key, Refusal] = {}
         self._current: dict[Key, str] = {}
+        self._fetching: dict[Key, threading.Lock] = {}
         self._news = False
 
-    def refusals(self) -> list[dict[str, Any]]:
+    def refusals(self) -> list[Document]:
         """What this host refuses, for its document in `workers`."""
         with self._lock:
-            return [{"exp_key": key, "reason": reason} for (key, _), reason in self._refused.items()]
+            return [
+                {"exp_key": key, "revision": refusal.revision, "reason": refusal.reason}
+                for key, refusal in self._refused.items()
+            ]
 
     def has_news(self) -> bool:
-        """True once after each new refusal."""
+        """True once after the refusals have changed."""
         with self._lock:
             news, self._news = self._news, False
             return news
 
     def may_serve(self, key: Key) -> bool:
-        """True when the newest code of the experiment can be run here; a refusal is logged once."""
+        """True when the newest code of the experiment can be run here.
+
+        A refusal is logged once, and holds for LOOK_AGAIN_S. Raises DatabaseUnavailable or OutcomeUnknown.
+        """
         with self._lock:
-            revision = self._current.get(key)
+            refusal = self._refused.get(key)
+            if refusal is not None and self._clock() < refusal.until:
+                return False
+            if (key, self._current.get(key, "")) in self._codes:
+                return True
         try:
-            self.get(key, revision)
-        except Refused:
+            self.get(key, None)
+        except (Refused, UnknownRevision):
             return False
+        with self._lock:
+            if self._refused.pop(key, None) is not None:
+                self._news = True
         return True
 
     def get(self, key: Key, revision: str | None) -> Code:
-        """Return the code of a revision (None: the newest). Raises Refused, always for the same reason."""
+        """Return the code of a revision (None: the newest).
+
+        Raises Refused; UnknownRevision; DatabaseUnavailable or OutcomeUnknown, which are no refusals.
+        """
         with self._lock:
-            if revision is not None and (key, revision) in self._codes:
-                return self._codes[key, revision]
-            if revision is not None and (key, revision) in self._refused:
-                raise Refused(self._refused[key, revision])
+            known = self._codes.get((key, revision or self._current.get(key, "")))
+            if known is not None:
+                return known
+            fetching = self._fetching.setdefault(key, threading.Lock())
+        with fetching:
+            entry = self._entry(key, revision)
             try:
-                return self._fetch(key, revision)
-            except (Refused, BundleError, SettingsError) as error:
-                self._note_refusal(key, revision or self._current.get(key, ""), str(error))
+                code = self._fetch(key, entry)
+            except (DatabaseUnavailable, OutcomeUnknown):
+                raise
+            except (Refused, BundleError, SettingsError, DatabaseError, OSError) as error:
+                self.refuse(key, entry["revision"], str(error))
                 raise Refused(str(error)) from error
+        with self._lock:
+            self._codes[key, code.revision] = code
+        return code
 
     def refuse(self, key: Key, revision: str, reason: str) -> None:
-        """Refuse a revision from now on (its code cannot be imported here, say)."""
+        """Refuse the experiment for a while (its code cannot be imported here, say)."""
         with self._lock:
-            self._note_refusal(key, revision, reason)
+            self._codes.pop((key, revision), None)
+            before = self._refused.get(key)
+            self._refused[key] = Refusal(revision=revision, reason=reason, until=self._clock() + LOOK_AGAIN_S)
+            if before is None or before.reason != reason:
+                self._news = True
+                log.warning("experiment %s is not served by this worker: %s", key, reason)
 
-    def _note_refusal(self, key: Key, revision: str, reason: str) -> None:
-        if (key, revision) not in self._refused:
-            log.warning("experiment %s is not served by this worker: %s", key, reason)
-            self._news = True
-        self._refused[key, revision] = reason
-
-    def forget(self, key: Key) -> None:
-        """Look the experiment up again at its next use: it may have new code, or be another one by now."""
+    def forget_current(self) -> None:
+        """Look up again, at its next use, which code is an experiment's newest."""
         with self._lock:
-            self._current.pop(key, None)
+            self._current.clear()
 
-    def _fetch(self, key: Key, revision: str | None) -> Code:
-        experiment = self._store.experiment(key)
-        bundles = (experiment or {}).get("bundles") or []
+    def _entry(self, key: Key, revision: str | None) -> Document:
+        """The bundle's entry in the experiment's document, with what the experiment says of all."""
+        experiment = self._store.experiment(key) or {}
+        bundles = experiment.get("bundles") or []
         if not bundles:
-            raise Refused("it has no bundle: its jobs were not queued by hyperfarm")
-        assert experiment is not None
+            self.refuse(key, "", "it has no bundle: its jobs were not queued by hyperfarm")
+            raise Refused("it has no bundle")
+        with self._lock:
+            self._current[key] = bundles[-1]["revision"]
         wanted = [entry for entry in bundles if revision in (None, entry["revision"])]
         if not wanted:
-            raise Refused(f"it has no code of revision {str(revision)[:12]}")
-        entry = wanted[-1]
-        if revision is None:
-            self._current[key] = entry["revision"]
-            if (key, entry["revision"]) in self._codes:
-                return self._codes[key, entry["revision"]]
+            raise UnknownRevision(f"the experiment has no code of revision {str(revision)[:12]}")
+        return {**wanted[-1], "hyperopt_losses": bool(experiment.get("hyperopt_losses"))}
+
+    def _fetch(self, key: Key, entry: Document) -> Code:
         _check_python(entry)
-        try:
-            content = self._blobs.read(entry)
-        except DatabaseError as error:
-            raise Refused(str(error)) from error
+        content = self._blobs.read(entry)
         try:
             bundle.verify(settings.farm_secret(), content, key, entry["revision"], entry.get("signature"))
         except BundleRefused as error:
@@ -122,16 +169,10 @@ class BundleCache:
             ) from error
         folder = bundle.unpack(content, settings.cache_dir() / "bundles")
         _warn_about_versions(key, entry)
-        code = Code(
-            revision=entry["revision"],
-            folder=folder,
-            hyperopt_losses=bool(experiment.get("hyperopt_losses")),
-        )
-        self._codes[key, entry["revision"]] = code
-        return code
+        return Code(revision=entry["revision"], folder=folder, hyperopt_losses=entry["hyperopt_losses"])
 
 
-def _check_python(entry: dict[str, Any]) -> None:
+def _check_python(entry: Document) -> None:
     theirs = tuple(entry["python"])
     if theirs != sys.version_info[:2]:
         raise Refused(

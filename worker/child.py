@@ -7,6 +7,8 @@ the socket FD to its supervisor. It dies with its supervisor.
 from __future__ import annotations
 
 import os
+import pickle
+import select
 import signal
 import socket
 import sys
@@ -18,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from hyperfarm.worker import wire
+
+MAX_REPORT = 100_000
+GUARD_EVERY_S = 1.0
 
 
 class Link:
@@ -45,7 +50,10 @@ class Link:
     def report(self, values: dict[str, Any]) -> None:
         from hyperfarm.values import to_plain
 
-        self.send({"type": "report", "values": to_plain(values, where="report")})
+        plain = to_plain(values, where="report")
+        if len(pickle.dumps(plain)) > MAX_REPORT:
+            raise ValueError("a report is for a few numbers; store more with trial.save(name, data)")
+        self.send({"type": "report", "values": plain})
 
     def save(self, name: str, path: Path, kind: str) -> None:
         self.ask({"type": "save", "name": name, "path": str(path), "kind": kind})
@@ -140,7 +148,7 @@ def run_job(evaluate: Evaluator, job: wire.Message, link: Link) -> wire.Message:
         for name, data in (result.pop("attachments", None) or {}).items():
             ctrl.attachments[name] = data
         answer: wire.Message = {"result": values.to_plain(result, note=notes.append)}
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - an objective may raise anything
+    except BaseException as error:  # noqa: BLE001 - an objective may raise anything
         answer = {
             "error": [type(error).__name__, str(error)[:4000]],
             "traceback": _traceback_of(error),
@@ -163,19 +171,22 @@ def _traceback_of(error: BaseException) -> str:
 
 
 def start_guardian() -> None:
-    """Fork a tiny process that kills this process group as soon as the supervisor is gone.
+    """Fork a tiny process that kills this process group when the supervisor or this process is gone.
 
-    A process and not a thread: it does its work also while the objective holds the GIL, and takes along
-    what the objective has started. It ends with the group; the supervisor kills the whole group.
+    A process and not a thread: it does its work also while the objective holds the GIL or has crashed, and
+    takes along what the objective has started. It ends with the group, which the supervisor kills in the end.
     """
     lifeline = int(os.environ.pop("HYPERFARM_LIFELINE"))
+    guarded = os.getpid()
     if os.fork() != 0:
         os.close(lifeline)
         return
     # Nothing may stay open here, or the supervisor would not notice the end of the child.
     os.closerange(0, lifeline)
     os.closerange(lifeline + 1, lifeline + 256)
-    os.read(lifeline, 1)  # Nothing is ever written: this returns when the other end is closed.
+    # Nothing is ever written to the lifeline: it is readable when its other end is closed.
+    while os.getppid() == guarded and not select.select([lifeline], [], [], GUARD_EVERY_S)[0]:
+        continue
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperfarm.blobs import blob_ids
-from hyperfarm.errors import DatabaseError, LeaseLost
+from hyperfarm.errors import DatabaseError, DatabaseUnavailable, LeaseLost, OutcomeUnknown
 from hyperfarm.jobs import Claim, JobState
 from hyperfarm.retry import patiently
 from hyperfarm.values import encode_keys
-from hyperfarm.worker.bundle_cache import Code, Refused
+from hyperfarm.worker.bundle_cache import Code, Refused, UnknownRevision
 from hyperfarm.worker.process import ChildDied, ChildProcess
 from hyperfarm.worker.wire import Message
 
@@ -43,6 +43,7 @@ class Slot(threading.Thread):
         self.child: ChildProcess | None = None
         self.loaded: tuple[str | None, str] | None = None
         self.startup_s = 0.0
+        self.token: str | None = None
         self.jobs_done = 0
 
     def run(self) -> None:
@@ -50,8 +51,12 @@ class Slot(threading.Thread):
             while (claim := self.farm.next_claim(self)) is not None:
                 self._serve(claim)
         except DatabaseError as error:
-            log.error("slot %d stops: %s", self.number, error)
+            if not self.farm.leaving:
+                log.error("slot %d stops: %s", self.number, error)
             self.farm.fail(str(error))
+        except Exception as error:
+            log.exception("slot %d stops at an error of hyperfarm's own", self.number)
+            self.farm.fail(f"{type(error).__name__}: {error}")
         finally:
             self.drop_child()
 
@@ -60,14 +65,18 @@ class Slot(threading.Thread):
         if child is not None:
             child.close()
 
-    def kill_child(self) -> None:
-        """Kill the child from another thread; this slot's thread notices and does the rest."""
+    def kill_child(self, token: str | None = None) -> None:
+        """Kill the child from another thread; this slot's thread notices and does the rest.
+
+        With `token` only if it still runs the job of that lease.
+        """
         child = self.child
-        if child is not None:
+        if child is not None and token in (None, self.token):
             child.kill()
 
     def _serve(self, claim: Claim) -> None:
         started = time.monotonic()
+        self.token = claim.lease.token
         run = TrialRun(self, claim)
         try:
             run.carry_out()
@@ -75,7 +84,7 @@ class Slot(threading.Thread):
             log.warning("%s", lost)
             run.discard()
             self.drop_child()
-        except DatabaseError:
+        except (DatabaseUnavailable, OutcomeUnknown):
             raise
         except Exception as error:
             # Whatever it is, it must not cost the farm this slot, nor leave the job running for ever.
@@ -83,6 +92,7 @@ class Slot(threading.Thread):
             self.drop_child()
             run.cut_off(f"an error in the worker: {type(error).__name__}: {error}")
         finally:
+            self.token = None
             self.farm.let_go(claim, time.monotonic() - started)
             self.jobs_done += 1
             if self.farm.options.fresh:
@@ -126,9 +136,12 @@ class TrialRun:
         """Run the attempt to its outcome. Raises LeaseLost when the job is not ours any more."""
         claim = self.claim
         try:
-            code = self.farm.codes.get(claim.exp_key, claim.doc.get("bundle"))
+            code = self._send(lambda: self.farm.codes.get(claim.exp_key, claim.doc.get("bundle")))
         except Refused as refused:
             self._give_back(str(refused))
+            return
+        except UnknownRevision as unknown:
+            self.cut_off(str(unknown))
             return
         try:
             child = self.slot.ready_child(claim, code)
@@ -195,14 +208,16 @@ class TrialRun:
             blob = self.attachments.get(message["name"])
             if blob is None:
                 return None
-            return blobs.read_attachment({"_attachments": [[message["name"], blob]]}, message["name"])
+            name = message["name"]
+            return self._send(lambda: blobs.read_attachment({"_attachments": [[name, blob]]}, name))
         elif kind == "attachments":
             return list(self.attachments)
         elif kind == "detach":
             self.attachments.pop(message["name"], None)
         elif kind == "checkpoint":
-            result = encode_keys(blobs.externalise(message["result"], claim))
-            self._send(lambda: self.farm.store.checkpoint(claim, result))
+            stored = self._send(lambda: blobs.externalise(message["result"], claim))
+            self.blobs_made += blob_ids(stored)
+            self._send(lambda: self.farm.store.checkpoint(claim, encode_keys(stored)))
         return None
 
     def _replace_artifact(self, ref: dict[str, Any]) -> None:
@@ -210,7 +225,7 @@ class TrialRun:
         self.artifacts[ref["name"]] = ref
         self.blobs_made.append(ref["blob"])
         if before is not None:
-            self.farm.blobs.delete([before["blob"]])
+            self._send(lambda: self.farm.blobs.delete([before["blob"]]))
 
     def _finish(self, answer: Message, child: ChildProcess) -> None:
         fields: dict[str, Any] = {"duration": answer["duration_s"], **self._kept(child)}
@@ -229,7 +244,16 @@ class TrialRun:
         self._deliver(state, fields)
 
     def _deliver(self, state: JobState, fields: dict[str, Any]) -> None:
-        self._send(lambda: self.farm.store.finish(self.claim, state, fields))
+        try:
+            self._send(lambda: self.farm.store.finish(self.claim, state, fields))
+        except (DatabaseUnavailable, OutcomeUnknown):
+            raise
+        except DatabaseError as error:
+            # MongoDB will not have this result, however often it is computed.
+            state = JobState.ERROR
+            fields = {"error": ["ResultNotStored", str(error)], "result": {"status": "fail"}}
+            self.discard()
+            self._send(lambda: self.farm.store.finish(self.claim, state, fields))
         outcome = fields["result"].get("loss", fields.get("error"))
         log.info("trial %d of %s: %s %s", self.claim.tid, self.claim.exp_key, state.label, outcome)
 

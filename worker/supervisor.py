@@ -24,6 +24,7 @@ import hyperfarm
 from hyperfarm.blobs import Blobs
 from hyperfarm.errors import DatabaseError
 from hyperfarm.jobs import DEFAULT_LEASE_S, Claim
+from hyperfarm.reaping import Reaper
 from hyperfarm.retry import patiently
 from hyperfarm.store import Store, new_token
 from hyperfarm.wakeup import Wakeup
@@ -36,7 +37,7 @@ HEARTBEAT_S = 30.0
 IDLE_LOOK_S = 60.0
 """Even without news an idle slot looks at the queue this often."""
 WAITING_KNOWN_S = 0.1
-"""Which experiments have jobs waiting is asked at most this often while claims succeed."""
+"""For so long a slot may rely on what was found to wait (see `_try_to_claim`)."""
 LOOK_S = 0.05
 UNREGISTER_S = 1.0
 LEAVE_S = 2.0
@@ -78,6 +79,7 @@ class Supervisor:
         self._wishes: deque[float] = deque()
         self._ended = threading.Event()
         self.wakeup = Wakeup(store, queue_only=True, poll_s=options.poll_s)
+        self._reaper = Reaper(store)
         self.slots = [Slot(self, number) for number in range(options.slots)]
 
     # ---- life --------------------------------------------------------------------------------------
@@ -157,33 +159,36 @@ class Supervisor:
     def next_claim(self, slot: Slot) -> Claim | None:
         """Wait for a job for this slot and claim it; None when the worker stops."""
         while not self._draining.is_set():
+            if self.codes.has_news():
+                self._attempt(self._beat)
             seen = self.wakeup.generation
             claim = patiently(lambda: self._try_to_claim(slot), stop=self._draining.is_set)
             if claim is not None:
                 return claim
-            if self.codes.has_news():
-                self._beat()
             if self._claims_left == 0:
                 return None
             self.wakeup.wait(seen, IDLE_LOOK_S)
         return None
 
     def _try_to_claim(self, slot: Slot) -> Claim | None:
-        """Claim what is known to wait; when that is gone, or not known, ask what waits and claim of it."""
-        if time.monotonic() < self._waiting_known_until:
+        """Claim a job of the experiment whose turn it is.
+
+        Asking what waits costs as much as a claim. A slot does without while, a moment ago, nothing waited
+        but jobs of the very experiment whose code it has loaded.
+        """
+        if slot.loaded and self._waiting == [slot.loaded[0]] and time.monotonic() < self._waiting_known_until:
             claim = self._claim_first(slot, self._waiting)
             if claim is not None:
                 return claim
-        waiting = self.store.queued_experiments()
+        waiting = [key for key in self.store.queued_experiments() if self._may_serve(key)]
         self._waiting, self._waiting_known_until = waiting, time.monotonic() + WAITING_KNOWN_S
         return self._claim_first(slot, waiting)
 
     def _claim_first(self, slot: Slot, keys: list[str | None]) -> Claim | None:
         """Claim a job of the first of these experiments, in fair order, that still has one."""
         loaded = slot.loaded[0] if slot.loaded else None
-        waiting = [key for key in keys if self._may_serve(key)]
         with self._lock:
-            order = self.shares.order(waiting, loaded=loaded, startup_s=slot.startup_s)
+            order = self.shares.order(keys, loaded=loaded, startup_s=slot.startup_s)
         for key in order:
             if not self._take_turn():
                 return None
@@ -252,17 +257,16 @@ class Supervisor:
             self._attempt(self._renew)
             self._attempt(self._beat)
             self._attempt(self._reap)
-            for key in self.options.exp_keys or self._known_keys():
-                self.codes.forget(key)
-
-    def _known_keys(self) -> list[str | None]:
-        return [slot.loaded[0] for slot in self.slots if slot.loaded]
+            self.codes.forget_current()
 
     def _attempt(self, action: Callable[[], None]) -> None:
         try:
             patiently(action, patience_s=self.options.lease_s, stop=self._ended.is_set)
         except DatabaseError as error:
             log.warning("%s", error)
+        except Exception:
+            # Nothing may end the heartbeat: without it every lease of this host is lost.
+            log.exception("the heartbeat met an error of hyperfarm's own, and goes on")
 
     def _renew(self) -> None:
         with self._lock:
@@ -270,10 +274,10 @@ class Supervisor:
         lost = self.store.renew(tokens, self.options.lease_s)
         with self._lock:
             # A job that came to its outcome meanwhile has no lease any more, and lost nothing.
-            slots = [self._held[token] for token in lost if token in self._held]
-            self._lost |= {token for token in lost if token in self._held}
-        for slot in slots:
-            slot.kill_child()
+            mine = {token: self._held[token] for token in lost if token in self._held}
+            self._lost |= mine.keys()
+        for token, slot in mine.items():
+            slot.kill_child(token)
 
     def _beat(self) -> None:
         fields = {
@@ -290,5 +294,5 @@ class Supervisor:
         self.store.heartbeat(self.id, fields)
 
     def _reap(self) -> None:
-        for doc, event in self.store.reap():
+        for doc, event in self._reaper.look():
             log.warning("trial %s of %s: its lease expired; %s", doc["tid"], doc["exp_key"], event.value)

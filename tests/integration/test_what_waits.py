@@ -39,19 +39,39 @@ def take(supervisor: Supervisor, slot: Slot) -> tuple[str | None, int] | None:
     return None if claim is None else (claim.exp_key, claim.tid)
 
 
-def test_claims_that_succeed_ask_once(supervisor: Supervisor, store: Store, asked: list[None]) -> None:
+def test_while_nothing_else_waits_a_slot_claims_without_asking(
+    supervisor: Supervisor, store: Store, asked: list[None]
+) -> None:
     tids = queue(store, 5, "a")
-    assert [take(supervisor, supervisor.slots[0]) for _ in tids] == [("a", tid) for tid in tids]
+    (slot,) = supervisor.slots
+    slot.loaded = ("a", "revision")
+    assert [take(supervisor, slot) for _ in tids] == [("a", tid) for tid in tids]
     assert len(asked) == 1
 
 
+def test_with_other_code_loaded_or_other_jobs_waiting_it_asks(
+    supervisor: Supervisor, store: Store, asked: list[None]
+) -> None:
+    queue(store, 5, "a")
+    (slot,) = supervisor.slots
+    for loaded in (None, ("b", "revision")):
+        slot.loaded = loaded
+        assert take(supervisor, slot) is not None
+    queue(store, 5, "b")
+    for _ in range(2):
+        assert take(supervisor, slot) is not None
+    assert len(asked) == 4
+
+
 def test_what_is_not_remembered_is_found_at_once(supervisor: Supervisor, store: Store) -> None:
-    assert take(supervisor, supervisor.slots[0]) is None
+    (slot,) = supervisor.slots
+    slot.loaded = ("a", "revision")
+    assert take(supervisor, slot) is None
     (first,) = queue(store, 1, "a")
-    assert take(supervisor, supervisor.slots[0]) == ("a", first)
+    assert take(supervisor, slot) == ("a", first)
     (other,) = queue(store, 1, "b")
-    assert take(supervisor, supervisor.slots[0]) == ("b", other)
-    assert take(supervisor, supervisor.slots[0]) is None
+    assert take(supervisor, slot) == ("b", other)
+    assert take(supervisor, slot) is None
 
 
 def test_a_newcomer_is_seen_when_the_memory_has_faded(
@@ -59,10 +79,10 @@ def test_a_newcomer_is_seen_when_the_memory_has_faded(
 ) -> None:
     monkeypatch.setattr("hyperfarm.worker.supervisor.WAITING_KNOWN_S", 0.0)
     queue(store, 9, "a")
-    slot = supervisor.slots[0]
+    (slot,) = supervisor.slots
+    slot.loaded = ("a", "revision")
     assert take(supervisor, slot) is not None
-    supervisor.shares.charge("a", 1000.0)
     (new,) = queue(store, 1, "b")
     supervisor.shares.order(["a", "b"], loaded=None, startup_s=0.0)
-    supervisor.shares.charge("a", 1.0)
+    supervisor.shares.charge("a", 1000.0)
     assert take(supervisor, slot) == ("b", new)

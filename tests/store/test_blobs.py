@@ -12,6 +12,7 @@ from typing import Any
 import bson
 import pytest
 
+from hyperfarm import removal
 from hyperfarm.blobs import MAX_INLINE_BINARY, MAX_INLINE_RESULT, REF, Blobs, blob_ids, load_result
 from hyperfarm.errors import DatabaseError, UsageError
 from hyperfarm.jobs import Claim, JobState
@@ -125,12 +126,16 @@ def test_a_damaged_blob_is_never_handed_out(store: Store, blobs: Blobs, harm: st
 
 def test_a_failing_upload_leaves_nothing(store: Store, blobs: Blobs) -> None:
     class Failing(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
-            if self.tell() > 2 << 20:
-                raise OSError("the disk is gone")
-            return super().read(size)
+        sent = 0
 
-    source = Failing(bytes(5 << 20))
+        def read(self, size: int | None = -1) -> bytes:
+            if self.sent == 60:  # pymongo sends chunks 48 MB at a time: some are in the database by now.
+                assert store.database["farm.chunks"].estimated_document_count() > 0
+                raise OSError("the disk is gone")
+            self.sent += 1
+            return bytes(1 << 20)
+
+    source = Failing()
     with pytest.raises(OSError, match="the disk is gone"):
         blobs.put(source, "model", exp_key=KEY)
     assert leftovers(store) == {}
@@ -190,8 +195,9 @@ def fill(store: Store, blobs: Blobs, exp_key: str | None) -> None:
 
 @pytest.mark.parametrize("exp_key", [KEY, None])
 def test_removal_leaves_nothing_of_one_and_all_of_the_other(
-    store: Store, blobs: Blobs, exp_key: str | None
+    store: Store, blobs: Blobs, exp_key: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(removal, "SWEEP_AGAIN_S", 0.01)
     fill(store, blobs, "other")
     foreign = blobs._attachments.upload_from_stream("FMinIter_Domain", b"hyperopt's own, without metadata")
     others = leftovers(store)

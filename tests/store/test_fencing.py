@@ -44,6 +44,7 @@ WAYS_TO_LOSE: dict[str, Callable[[Store, Claim], Any]] = {
     "attempt ended": lambda store, held: store.end_attempt(held, "the child died"),
     "cancelled": lambda store, held: store.cancel(KEY),
     "removed": lambda store, held: store.remove_jobs(KEY),
+    "ended by another program": lambda store, held: store.jobs.update_one({}, {"$set": {"state": 2}}),
 }
 
 
@@ -216,6 +217,15 @@ def test_reports_of_unknown_outcome_sent_again_are_stored_once(store: Store) -> 
     store.add_reports(held, reports)
     store.add_reports(held, [])
     assert [one["step"] for one in store.reports_.find()] == [1, 2]
+
+
+def test_an_end_of_an_attempt_sent_twice_is_recorded_once(store: Store) -> None:
+    queue(store)
+    held = claim(store)
+    assert store.end_attempt(held, "killed by SIGSEGV") is Event.REQUEUE
+    once = stored(store, held)
+    assert store.end_attempt(held, "killed by SIGSEGV") is Event.REQUEUE
+    assert stored(store, held) == once
 
 
 def test_an_attempt_that_ends_keeps_its_log(store: Store) -> None:

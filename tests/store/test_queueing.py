@@ -104,7 +104,7 @@ def test_withdrawing_deletes_only_what_nobody_has_begun(store: Store) -> None:
 def test_a_deleted_job_frees_its_slot(store: Store) -> None:
     queue(store, 1)
     assert store.insert_jobs([slotted(1000, 0)]) == set()
-    assert store.remove_jobs(KEY) == 1
+    assert store.remove_jobs(KEY) == (1, 1)
     assert store.insert_jobs([slotted(1001, 0)]) == {1001}
 
 
@@ -126,6 +126,17 @@ def test_trial_ids_are_unique_from_the_very_first_on(store: Store, mongo_url: st
             assert store.job_ids.count_documents({}) == 1
     for other in others:
         other.close()
+
+
+def test_who_loses_the_race_for_the_first_trial_id_asks_again(store: Store) -> None:
+    admin, point = store.database.client.admin, ("configureFailPoint", "failCommand")
+    which = {"keyPattern": {"a": 1}, "keyValue": {"a": 0}}
+    lost = {"failCommands": ["findAndModify"], "errorCode": 11000, "errorExtraInfo": which}
+    admin.command(*point, mode={"times": 2}, data=lost)
+    try:
+        assert store.new_tids(2) == [0, 1]
+    finally:
+        admin.command(*point, mode="off")
 
 
 def test_the_counter_is_hyperopts(store: Store) -> None:

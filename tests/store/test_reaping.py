@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from pymongo import MongoClient, monitoring
 
+from hyperfarm.errors import DatabaseUnavailable
 from hyperfarm.jobs import Event, JobState
 from hyperfarm.mongo import normalise_url
+from hyperfarm.reaping import SECOND_LOOK_S, Reaper
 from hyperfarm.store import KEPT_HISTORY, Store
 from tests.making import KEY, claim, expire, job, queue, stored
 
@@ -182,3 +184,53 @@ def test_a_reaped_job_keeps_what_is_its_own(store: Store) -> None:
     assert after is not None
     for field in ("misc", "spec", "slot", "bundle", "max_attempts", "exp_key", "tid", "result"):
         assert after[field] == doc[field]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_an_observer_waits_until_living_workers_could_have_renewed(store: Store) -> None:
+    queue(store, 2)
+    dead, alive = claim(store), claim(store)
+    clock = Clock()
+    reaper = Reaper(store, clock)
+    expire(store, dead)
+    expire(store, alive)
+    assert reaper.look() == []
+    clock.now = SECOND_LOOK_S - 0.1
+    assert reaper.look() == []
+    store.renew([alive.lease.token], 60)
+    expire(store, alive)  # Renewed once, and expired again: its time begins anew.
+    clock.now = SECOND_LOOK_S
+    assert [(doc["tid"], event) for doc, event in reaper.look()] == [(dead.tid, Event.REQUEUE)]
+    clock.now += SECOND_LOOK_S
+    assert [doc["tid"] for doc, _ in reaper.look()] == [alive.tid]
+    assert reaper.look() == []
+
+
+def test_an_observer_begins_anew_when_the_database_was_away(store: Store) -> None:
+    class Away(Store):
+        away = False
+
+        def reap(self, *args: Any) -> Any:
+            if self.away:
+                raise DatabaseUnavailable("away")
+            return super().reap(*args)
+
+    queue(store)
+    expire(store, claim(store))
+    clock, farm = Clock(), Away(store.database)
+    reaper = Reaper(farm, clock)
+    assert reaper.look() == []
+    clock.now, farm.away = 5.0, True
+    with pytest.raises(DatabaseUnavailable):
+        reaper.look()
+    clock.now, farm.away = SECOND_LOOK_S + 1, False
+    assert reaper.look() == []
+    clock.now += SECOND_LOOK_S
+    assert len(reaper.look()) == 1

@@ -71,6 +71,19 @@ def test_a_newcomer_has_no_claim_on_the_past() -> None:
     assert abs((host.share("old") - before) - host.share("new")) <= 20
 
 
+def test_a_newcomer_starts_level_not_a_head_start_behind() -> None:
+    shares = FairShare()
+    for _ in range(2):
+        shares.order(["old"], loaded="old", startup_s=20.0)
+        shares.begin("old")
+        shares.charge("old", 1000.0)
+    assert shares.order(["old", "new"], loaded="old", startup_s=20.0) == ["old", "new"]
+    shares.charge("old", STAY_FACTOR * 20.0 - 1.0)
+    assert shares.order(["old", "new"], loaded="old", startup_s=20.0) == ["old", "new"]
+    shares.charge("old", 2.0)
+    assert shares.order(["old", "new"], loaded="old", startup_s=20.0) == ["new", "old"]
+
+
 def test_a_newcomer_has_none_either_when_it_comes_while_the_other_pauses() -> None:
     host = Host(1)
     host.run(10_000, {"old": 10.0})

@@ -47,6 +47,13 @@ def test_the_secret_is_made_once_by_processes_at_once(own_home: Path, tmp_path: 
     assert os.listdir(own_home / "config") == ["secret"], "no temporary file is left"
 
 
+def test_who_makes_the_secret_second_takes_the_first_ones(own_home: Path) -> None:
+    first = settings.farm_secret()
+    settings._make_secret(secret_path(own_home))  # As a process does that looked just before it was there.
+    assert settings.farm_secret() == first
+    assert os.listdir(own_home / "config") == ["secret"]
+
+
 def test_the_secret_is_the_users_alone(own_home: Path) -> None:
     before = os.umask(0)
     try:
