@@ -14,6 +14,8 @@ from hyperfarm.errors import HyperfarmError
 
 STOP_S = 2.5, 1.0
 """How long the worker gets after the first and after the second signal."""
+HURRIED_STOP_S = 0.3, 1.0
+"""The same when the database is away, so that nothing can be given back to it anyway."""
 
 
 class LocalWorker:
@@ -36,6 +38,7 @@ class LocalWorker:
             errors="replace",
         )
         self._say = say
+        self.stop_s = STOP_S
         self._last_lines: list[str] = []
         self._reader = threading.Thread(target=self._relay, daemon=True)
         self._reader.start()
@@ -58,7 +61,7 @@ class LocalWorker:
         """End the worker within some seconds: what it runs goes back to the queue."""
         assert self.process.stdin is not None
         self._say = lambda _: None
-        for patience_s in STOP_S:
+        for patience_s in self.stop_s:
             if self.process.poll() is not None:
                 break
             self.process.send_signal(signal.SIGINT)

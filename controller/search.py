@@ -128,9 +128,13 @@ class Search:
                 if not hungry:
                     time.sleep(FLUSH_S)
                 wakeup.wait(seen, self._time_to_sleep())
+        except KeyboardInterrupt:
+            self.abandoned = True
+            raise
         finally:
             wakeup.close()
-            self._put_away()
+            if not self.abandoned:
+                self._put_away()
 
     def _within_limit(self, max_evals: int) -> int:
         return max_evals if self.limits.max_evals is None else min(max_evals, self.limits.max_evals)
@@ -145,6 +149,7 @@ class Search:
         try:
             return patiently(self._step, stop=lambda: self.stop_requested or self._time_is_up)
         except (DatabaseUnavailable, OutcomeUnknown):
+            self.abandoned = True
             if self.stop_requested:
                 return Reason.INTERRUPTED, False
             if self._time_is_up:

@@ -18,7 +18,7 @@ from hyperopt.exceptions import DuplicateLabel
 from hyperfarm import bundle
 from hyperfarm.controller import algorithms
 from hyperfarm.controller.experiment import Experiment, Request, open_experiment
-from hyperfarm.controller.local_workers import LocalWorker, local_worker
+from hyperfarm.controller.local_workers import HURRIED_STOP_S, LocalWorker, local_worker
 from hyperfarm.controller.plan import Reason
 from hyperfarm.controller.progress import Progress
 from hyperfarm.controller.search import Limits, Search
@@ -128,6 +128,8 @@ def search(
                 trials, experiment, domain, algo, limits, progress, check=lambda loop: _check(loop, local)
             )
             reason = _run(loop)
+            if local is not None and loop.abandoned:
+                local.stop_s = HURRIED_STOP_S
         # The jobs that the local worker gave back go with the rest of the queue.
         if local is not None and reason is not Reason.COMPLETE and not loop.abandoned:
             with contextlib.suppress(DatabaseError):
@@ -171,7 +173,7 @@ def interruptible(loop: Search) -> Iterator[None]:
         if loop.stop_requested:
             raise KeyboardInterrupt
         loop.stop_requested = True
-        signal.setitimer(signal.ITIMER_REAL, STOP_S)
+        signal.setitimer(signal.ITIMER_REAL, STOP_S, STOP_S)
 
     watched = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = {number: signal.signal(number, handle) for number in watched}

@@ -56,11 +56,9 @@ def used(store: Store, seen: list[dict[str, Any]]) -> set[str]:
     return names
 
 
-NEW, RUNNING = 391, 390
-"""How the unfinished jobs of the fixture `full` alternate."""
 STATEMENTS: dict[str, tuple[Callable[[Store], Any], set[str]]] = {
     "withdraw_queued": (lambda s: s.withdraw_queued(KEY), {"queue"}),
-    "cancel": (lambda s: s.cancel(KEY), {"view"}),
+    "cancel": (lambda s: s.cancel(KEY), {"jobs"}),
     "reap": (lambda s: s.reap(), {"lease_expiry", "_id_"}),
     "queued_experiments": (lambda s: s.queued_experiments(), {"queue"}),
     "claim": (lambda s: claim(s), {"queue"}),
