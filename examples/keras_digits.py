@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from hyperfarm import hp, minimize, trial
 from hyperfarm.errors import HyperfarmError
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 CLASSES = 10
@@ -153,10 +155,16 @@ def main() -> None:
 
     picture = result.plot(args.output / f"{result.exp_key}-3d.png", x="l1_size", y="l1_dropout", z="loss")
     print(f"3D plot: {picture}")
+    command = (
+        "hyperfarm"
+        if shutil.which("hyperfarm")
+        else os.path.relpath(Path(sys.executable).parent / "hyperfarm")
+    )
+    key = result.exp_key
     print("\nnext:")
-    print(f"  hyperfarm show {result.exp_key}              every trial")
-    print(f"  hyperfarm logs {result.exp_key} {result.best_trial['tid']}            what a trial printed")
-    print(f"  hyperfarm plot {result.exp_key} --kind 3d --x l1_size --y l1_dropout --z result.accuracy")
+    print(f"  {command} show {key}      every trial")
+    print(f"  {command} logs {key} {result.best_trial['tid']}   what a trial printed")
+    print(f"  {command} plot {key} --kind 3d --x l1_size --y l1_dropout --z result.accuracy")
     print("  your own objective: README.md, 'Your own objective'")
 
 
