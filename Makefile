@@ -14,7 +14,7 @@ demo: $(VENV)/.demo-ready
 	$(BIN)/python examples/keras_digits.py --dataset $(DATASET)
 
 test: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check .

@@ -159,10 +159,10 @@ class Supervisor:
     def next_claim(self, slot: Slot) -> Claim | None:
         """Wait for a job for this slot and claim it; None when the worker stops."""
         while not self._draining.is_set():
-            if self.codes.has_news():
-                self._attempt(self._beat)
             seen = self.wakeup.generation
             claim = patiently(lambda: self._try_to_claim(slot), stop=self._draining.is_set)
+            if self.codes.has_news():
+                self._attempt(self._beat)
             if claim is not None:
                 return claim
             if self._claims_left == 0:
