@@ -53,7 +53,7 @@ class Progress:
         self._exp_key, self._hint = exp_key, waiting_hint
         self._bar: Bar | None = None
         self._task: Any = None
-        self._last_line = ""
+        self._complete = False
         self._next_line = 0.0
         self._next_reminder = time.monotonic() + 3.0
         self._told: set[str] = set()
@@ -89,11 +89,10 @@ class Progress:
         if self._bar is not None:
             total = None if status.budget == UNLIMITED else status.budget
             self._bar.update(self._task, completed=finished, total=total, description=text)
-        elif now >= self._next_line or finished == status.budget:
-            line = f"{self._exp_key}: {text}"
-            if line != self._last_line:
-                self.say(line)
-            self._last_line, self._next_line = line, now + LINE_EVERY_S
+        elif not self._complete and (now >= self._next_line or finished >= status.budget):
+            self._complete = finished >= status.budget
+            self._next_line = now + LINE_EVERY_S
+            self.say(f"{self._exp_key}: {text}")
         for refusal in status.refusals:
             self.say_once(refusal)
         if not status.workers and finished < status.budget and now >= self._next_reminder:
