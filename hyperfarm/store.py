@@ -47,7 +47,7 @@ LIVE_AFTER_S = 100.0
 """A worker counts as alive for this long after a heartbeat (three heartbeats and some)."""
 DUPLICATE_KEY = 11000
 BAD_VALUE = 2
-CLOSE_S = 1.0
+CLOSE_S = 0.5
 _KEPT_LOCALLY: Document = {"traceback": 0, "history": 0, "notes": 0}
 _BRIEF: Document = {"_id": 0, "tid": 1, "version": 1, "state": 1}
 

@@ -19,7 +19,7 @@ from hyperfarm.jobs import DEFAULT_LEASE_S
 if TYPE_CHECKING:
     from hyperfarm.worker.supervisor import Supervisor
 
-INTERRUPT_GRACE_S = 2.0
+INTERRUPT_GRACE_S = 1.0
 """After Ctrl-C running trials may finish within this time; then their jobs go back to the queue."""
 
 

@@ -39,8 +39,8 @@ IDLE_LOOK_S = 60.0
 WAITING_KNOWN_S = 0.1
 """For so long a slot may rely on what was found to wait (see `_try_to_claim`)."""
 LOOK_S = 0.05
-UNREGISTER_S = 1.0
-LEAVE_S = 2.0
+UNREGISTER_S = 0.5
+LEAVE_S = 1.5
 """How long leaving may take once the children are killed."""
 
 
