@@ -13,7 +13,15 @@ ROOT = Path(__file__).parents[2]
 ROLES = ("controller", "worker", "deploy", "analysis")
 CORE = sorted((ROOT / "hyperfarm").glob("*.py"))
 FACADES = {"__init__.py", "api.py", "cli.py", "trials.py", "mongoexp.py", "templates.py"}
-MONGO_FILES = {"store.py", "blobs.py", "mongo.py", "indexes.py", "embedded.py", "mongod_fetch.py"}
+MONGO_FILES = {
+    "store.py",
+    "queries.py",
+    "blobs.py",
+    "mongo.py",
+    "indexes.py",
+    "embedded.py",
+    "mongod_fetch.py",
+}
 HEAVY = {
     "pssh": "deploy",
     "gevent": "deploy",
