@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,10 +41,11 @@ def ls(mongo: str | None, as_json: bool) -> None:
       hyperfarm ls --json
     """
     from hyperfarm.analysis.listing import print_experiments
+    from hyperfarm.analysis.overview import experiment_entries
     from hyperfarm.analysis.telling import as_json as to_json
 
     with open_store(mongo) as store:
-        entries, now = _entries(store), store.now()
+        entries, now = experiment_entries(store), store.now()
     if as_json:
         click.echo(to_json(entries))
     elif entries:
@@ -54,53 +54,29 @@ def ls(mongo: str | None, as_json: bool) -> None:
         announce("There are no experiments in this database yet; begin one with `hyperfarm run`.")
 
 
-def _entries(store: Store) -> list[Document]:
-    """One entry per experiment, by time of creation; those without a document come first, by name."""
-    docs = {doc["_id"]: doc for doc in store.experiments()}
-    summaries = {row["_id"]: row for row in store.summaries()}
-    foreign = sorted((key for key in summaries if key not in docs), key=str)
-    return [_entry(store, key, docs.get(key, {}), summaries.get(key, {})) for key in [*foreign, *docs]]
-
-
-def _entry(store: Store, key: str | None, doc: Document, row: Document) -> Document:
-    from hyperfarm.analysis.reading import budget_of
-
-    best = row.get("best")
-    if not isinstance(best, (int, float)) or math.isnan(best):
-        # NaN sorts below every number in MongoDB, so one NaN hides the best of the others.
-        job = store.best_job(key) if row.get("ok") else None
-        best = None if job is None else job["result"]["loss"]
-    return {
-        "exp_key": key,
-        "state": doc.get("state"),
-        "max_evals": budget_of(doc),
-        "trials": row.get("total", 0),
-        "done": row.get("ok", 0),
-        "failed": row.get("failed", 0),
-        "running": row.get("running", 0),
-        "waiting": row.get("new", 0),
-        "cancelled": row.get("cancelled", 0),
-        "best_loss": best,
-        "created": doc.get("created"),
-        "last_change": row.get("last") or doc.get("created"),
-    }
-
-
 @click.command()
 @click.argument("exp_key")
-@click.option("--trial", type=int, metavar="T", help="Show this trial alone, with all that it holds.")
+@click.argument("trial", type=int, required=False)
+@click.option("--trial", "named", type=int, metavar="T", help="The same as naming the trial after EXP_KEY.")
 @mongo_option
 @_json_option
-def show(exp_key: str, trial: int | None, mongo: str | None, as_json: bool) -> None:
-    """Show an experiment and its trials, or one trial: parameters, result, error, attempts, files, reports.
+def show(exp_key: str, trial: int | None, named: int | None, mongo: str | None, as_json: bool) -> None:
+    """Show an experiment and its trials, or all about one trial.
+
+    About a trial: parameters, result, files, reports, and its story: what became of each attempt, at which
+    worker, and why; what it waits for; the checkpoint that it resumes from; its error.
 
     \b
     Example:
       hyperfarm show digits
-      hyperfarm show digits --trial 17
+      hyperfarm show digits 17
     """
     from hyperfarm.analysis.reading import find_experiment, find_trial
+    from hyperfarm.errors import UsageError
 
+    if None not in (trial, named) and trial != named:
+        raise UsageError(f"trial {trial} or trial {named}? name one of them")
+    trial = named if trial is None else trial
     with open_store(mongo) as store:
         experiment = find_experiment(store, exp_key)
         if trial is not None:
@@ -117,12 +93,15 @@ def _show_trial(store: Store, experiment: Experiment, job: JobDoc, as_json: bool
         values = [listing.report_values(report) for report in reports]
         click.echo(telling.as_json({**_trial_entry(experiment, job), "reports": values}))
     else:
-        listing.print_trial(experiment, job, reports)
+        listing.print_trial(experiment, job, reports, store.now())
 
 
 def _trial_entry(experiment: Experiment, job: JobDoc) -> Document:
     """Everything about one trial, for a program."""
-    fields = ("error", "traceback", "history", "notes", "max_attempts")
+    from hyperfarm.analysis import reading
+
+    kept = job.get("checkpoint")
+    fields = ("error", "traceback", "history", "accepted", "notes", "max_attempts", "limits")
     files = [
         {key: one[key] for key in ("name", "kind", "size", "sha256")} for one in job.get("artifacts") or ()
     ]
@@ -130,6 +109,8 @@ def _trial_entry(experiment: Experiment, job: JobDoc) -> Document:
         **_row_entry(experiment, job),
         "result": job.get("result"),
         **{name: job.get(name) for name in fields},
+        "waits_until": reading.waits_until(job),
+        "checkpoint": {key: kept[key] for key in ("size", "sha256", "attempt", "at")} if kept else None,
         "files": files,
     }
 
@@ -137,6 +118,7 @@ def _trial_entry(experiment: Experiment, job: JobDoc) -> Document:
 def _row_entry(experiment: Experiment, row: JobDoc) -> Document:
     """One trial in a list, for a program."""
     from hyperfarm.analysis import reading, telling
+    from hyperfarm.jobs import is_parked
 
     return {
         "trial": row["tid"],
@@ -145,7 +127,7 @@ def _row_entry(experiment: Experiment, row: JobDoc) -> Document:
         "duration_s": reading.duration_of(row),
         "parameters": reading.parameters_of(row),
         "choices": telling.chosen(experiment, row),
-        "owner": row.get("owner"),
+        "owner": None if is_parked(row) else row.get("owner"),
         "attempt": row.get("attempt"),
         "begun": row.get("book_time"),
         "changed": row.get("refresh_time"),
@@ -155,13 +137,11 @@ def _row_entry(experiment: Experiment, row: JobDoc) -> Document:
 def _show_experiment(store: Store, experiment: Experiment, as_json: bool) -> None:
     from hyperfarm.analysis import listing, reading, telling
     from hyperfarm.analysis.axes import Axes
+    from hyperfarm.analysis.overview import worker_entry
+    from hyperfarm.presence import serves
 
     source = Axes(store, experiment, ())
-    workers = [
-        one
-        for one in store.live_workers()
-        if not one.get("exp_keys") or experiment.exp_key in one["exp_keys"]
-    ]
+    workers = [one for one in store.live_workers() if serves(one, experiment.exp_key)]
     if not as_json:
         listing.print_header(experiment, source.rows, workers)
         if source.rows:
@@ -176,7 +156,7 @@ def _show_experiment(store: Store, experiment: Experiment, as_json: bool) -> Non
         "max_evals": reading.budget_of(doc),
         "counts": reading.count(source.rows),
         "best": None if best is None else best["tid"],
-        "workers": [{name: one.get(name) for name in ("host", "pid", "slots", "busy")} for one in workers],
+        "workers": [worker_entry(one) for one in workers],
         "trials": [_row_entry(experiment, row) for row in source.rows],
     }
     click.echo(telling.as_json(told))
@@ -203,7 +183,7 @@ def best(exp_key: str, mongo: str | None, as_json: bool) -> None:
         if as_json:
             click.echo(telling.as_json(_trial_entry(experiment, job)))
             return
-        listing.print_trial(experiment, job, ())
+        listing.print_trial(experiment, job, (), store.now())
     _offer_model(experiment, job)
 
 

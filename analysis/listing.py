@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.cells import cell_len
@@ -19,10 +19,16 @@ from hyperfarm.analysis.reading import (
     count,
     duration_of,
     outcome,
+    owner_of,
 )  # fmt: skip
+from hyperfarm.analysis.story import attempts, circumstances
 from hyperfarm.analysis.telling import brief, loss_text, moment, parameter_texts, seconds, shortened, size
 from hyperfarm.blobs import REF
 from hyperfarm.jobs import JobDoc
+from hyperfarm.presence import pauses
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SHOWN_REPORTS = 20
 Rows = Sequence[Sequence[str]]
@@ -38,15 +44,23 @@ def print_table(heads: Sequence[str], rows: Rows, numeric: Sequence[str] = ()) -
         _print_plain(heads, rows, numeric)
         return
     from rich.console import Console
+
+    table = make_table(heads, rows, numeric)
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
+
+
+def make_table(heads: Sequence[str], rows: Rows, numeric: Sequence[str] = ()) -> Table:
+    """A table for a terminal. Its cells are texts as they are, never rich's markup."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for head in heads:
         right = head in numeric
         table.add_column(head, justify="right" if right else "left", no_wrap=right, overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _print_plain(heads: Sequence[str], rows: Rows, numeric: Sequence[str]) -> None:
@@ -92,11 +106,12 @@ def print_experiments(entries: Sequence[Document], now: datetime) -> None:
         counts = [str(entry[name] or "") for name in ("done", "failed", "running", "waiting")]
         best = "" if entry["best_loss"] is None else f"{entry['best_loss']:.6g}"
         name = NO_KEY if entry["exp_key"] is None else entry["exp_key"]
-        rows.append([name, str(entry["max_evals"] or ""), *counts, best, _ago(entry["last_change"], now)])
+        rows.append([name, str(entry["max_evals"] or ""), *counts, best, ago(entry["last_change"], now)])
     print_table(heads, rows, numeric=heads[1:7])
 
 
-def _ago(then: datetime | None, now: datetime) -> str:
+def ago(then: datetime | None, now: datetime) -> str:
+    """How long ago that was, empty for never."""
     if then is None:
         return ""
     now = now if now.tzinfo else now.replace(tzinfo=timezone.utc)
@@ -126,11 +141,13 @@ def print_header(experiment: Experiment, rows: Sequence[JobDoc], workers: Sequen
     best = best_row(rows)
     if best is not None:
         pairs.append(("best", f"loss {loss_text(best)} (trial {best['tid']})"))
-    pairs.append(("workers", _workers_text(workers)))
+    pairs.append(("workers", workers_text(workers)))
+    pairs += [("paused", text) for text in pauses(workers, untold=experiment.exp_key)]
     print_pairs(pairs)
 
 
-def _workers_text(workers: Sequence[Document]) -> str:
+def workers_text(workers: Sequence[Document]) -> str:
+    """How many workers there are, on how many hosts, and how busy."""
     if not workers:
         return "none alive"
     hosts = len({worker.get("host") for worker in workers})
@@ -161,8 +178,8 @@ def print_trials(experiment: Experiment, rows: Sequence[JobDoc], labels: Sequenc
     print_table([*heads, "parameters"], narrow, numeric=["trial", "loss", "duration"])
 
 
-def print_trial(experiment: Experiment, job: JobDoc, reports: Sequence[Document]) -> None:
-    """Print everything about one trial that a person wants, section by section."""
+def print_trial(experiment: Experiment, job: JobDoc, reports: Sequence[Document], now: datetime) -> None:
+    """Print everything about one trial that a person wants, section by section; `now`: the database's clock."""
     word = outcome(job)
     pairs = [("trial", f"{job['tid']} of {experiment.name}"), ("state", word)]
     if loss_text(job):
@@ -171,14 +188,12 @@ def print_trial(experiment: Experiment, job: JobDoc, reports: Sequence[Document]
         pairs.append(("duration", seconds(duration_of(job))))
     if job.get("attempt"):
         pairs.append(("attempt", f"{job['attempt']} of {job.get('max_attempts', job['attempt'])}"))
-    owner = job.get("owner")
-    if owner:
-        pairs.append(
-            ("worker", ":".join(map(str, owner)) if isinstance(owner, (list, tuple)) else str(owner))
-        )
+    owner = owner_of(job)
+    if owner is not None:
+        pairs.append(("worker", owner))
     pairs += [(name, moment(job[key])) for name, key in (("begun", "book_time"), ("changed", "refresh_time"))
               if job.get(key)]  # fmt: skip
-    print_pairs(pairs)
+    print_pairs(pairs + circumstances(job, now))
     _section("parameters", list(parameter_texts(experiment, job).items()))
     _section("result", [(key, brief(value)) for key, value in _own_result(job).items()])
     _section(
@@ -221,10 +236,8 @@ def report_values(report: Document) -> Document:
 
 
 def _print_story(job: JobDoc) -> None:
-    """Attempts that were cut off, notes, and the error with its traceback."""
-    history = [(f"attempt {one.get('attempt')}", f"{moment(one.get('at'))}  {one.get('event')}: {one.get('reason')}"
-                f" ({one.get('worker')})") for one in job.get("history") or ()]  # fmt: skip
-    _section("history", history)
+    """What became of each attempt, notes, and the error with its traceback."""
+    _section("attempts", attempts(job))
     _section("notes", [("-", str(note)) for note in job.get("notes") or ()])
     error = job.get("error")
     if error:

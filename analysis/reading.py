@@ -6,12 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from hyperfarm.analysis.space import Space, read_space
 from hyperfarm.cli_options import no_such_experiment
 from hyperfarm.errors import UsageError
-from hyperfarm.jobs import JobDoc, JobState, is_ok
+from hyperfarm.jobs import JobDoc, JobState, is_ok, is_parked
 from hyperfarm.store import Store
 from hyperfarm.values import encode_key
 
@@ -132,6 +133,20 @@ def outcome(row: JobDoc) -> str:
     if state is JobState.DONE and not is_ok(row | {"result": row.get("result") or {}}):
         return "pruned" if (row.get("result") or {}).get("pruned") else "failed"
     return {JobState.NEW: "waiting", JobState.ERROR: "failed"}.get(state, state.label)
+
+
+def waits_until(job: JobDoc) -> datetime | None:
+    """When the back-off of a trial that was cut off ends, by the database's clock; None when it waits out none."""
+    until = job.get("not_before") if is_parked(job) else None
+    return until if isinstance(until, datetime) else None
+
+
+def owner_of(job: JobDoc) -> str | None:
+    """Who has or had the trial, None for nobody: a trial that waits out a back-off has no worker."""
+    owner = job.get("owner")
+    if not owner or is_parked(job):
+        return None
+    return ":".join(map(str, owner)) if isinstance(owner, (list, tuple)) else str(owner)
 
 
 def count(rows: Iterable[JobDoc]) -> dict[str, int]:

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hyperfarm.cli_options import database_url, mongo_option, no_such_experiment, open_store
+from hyperfarm.cli_options import (
+    database_url,
+    mongo_option,
+    no_such_experiment,
+    open_store,
+    parse_keep_models,
+    patience_option,
+    trial_limit_options,
+)
 from hyperfarm.errors import UsageError
+from hyperfarm.jobs import DEFAULT_MAX_ATTEMPTS, TrialLimits
 
 if TYPE_CHECKING:
     from hyperfarm.trials import MongoTrials
@@ -31,6 +40,12 @@ DEFAULT_MAX_EVALS = 20
 @click.option("--seed", type=int, default=None, help="Seed of the search (default: a random one).")
 @click.option("--workers", type=int, default=None,
               help="Slots to run on this machine (default: 1 with the private database, else 0).")  # fmt: skip
+@trial_limit_options
+@click.option("--max-attempts", type=int, default=DEFAULT_MAX_ATTEMPTS, show_default=True,
+              help="How often a trial is tried whose worker or process dies.")  # fmt: skip
+@click.option("--keep-models", metavar="N|all|none", default="all", show_default=True,
+              help="Keep the models of the N best trials only.")  # fmt: skip
+@patience_option
 @click.option("--include", type=click.Path(path_type=Path), multiple=True,
               help="A further file or folder that the objective needs (may be repeated).")  # fmt: skip
 @click.option("--extend", is_flag=True, help="Give the experiment this --max-evals instead of its own.")
@@ -45,6 +60,11 @@ def run(
     loss_threshold: float | None,
     seed: int | None,
     workers: int | None,
+    trial_timeout_s: float | None,
+    trial_memory: int | None,
+    max_attempts: int,
+    keep_models: str,
+    patience_s: float,
     include: tuple[Path, ...],
     extend: bool,
     replace_code: bool,
@@ -69,7 +89,13 @@ def run(
     from hyperfarm.mongo import hide_password
     from hyperfarm.trials import MongoTrials
 
-    limits = Limits(timeout_s=timeout, loss_threshold=loss_threshold)
+    limits = Limits(timeout_s=timeout, loss_threshold=loss_threshold, patience_s=patience_s)
+    trial_limits = TrialLimits(
+        timeout_s=trial_timeout_s,
+        memory=trial_memory,
+        max_attempts=max_attempts,
+        keep_models=parse_keep_models(keep_models),
+    )
     if max_evals is not None and max_evals < 1:
         raise UsageError(f"--max-evals is {max_evals}; it must be 1 or more")
     algorithms.resolve(algo)
@@ -85,6 +111,7 @@ def run(
             seed=seed,
             extend=extend,
             replace_code=replace_code,
+            trial_limits=trial_limits,
             include=include,
             script=found.script,
         )

@@ -25,8 +25,11 @@ class LocalWorker:
     this process is gone.
     """
 
-    def __init__(self, url: str, exp_key: str, slots: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, url: str, exp_key: str, slots: int, say: Callable[[str], None], patience_s: float
+    ) -> None:
         options = ["--exp-key", exp_key, "--slots", str(slots), "--quiet", "--lifeline"]
+        options += ["--patience", str(patience_s)]
         safe_path = ["-P"] if sys.version_info >= (3, 11) else []
         self.process = subprocess.Popen(
             [sys.executable, *safe_path, "-m", "hyperfarm.cli", "worker", *options],
@@ -78,13 +81,13 @@ class LocalWorker:
 
 @contextlib.contextmanager
 def local_worker(
-    url: str, exp_key: str, slots: int, say: Callable[[str], None]
+    url: str, exp_key: str, slots: int, say: Callable[[str], None], patience_s: float
 ) -> Iterator[LocalWorker | None]:
     """Run a local worker during the block; none when `slots` is 0."""
     if slots == 0:
         yield None
         return
-    worker = LocalWorker(url, exp_key, slots, say)
+    worker = LocalWorker(url, exp_key, slots, say, patience_s)
     try:
         yield worker
     finally:

@@ -28,15 +28,16 @@ class Situation:
     """What the controller knows at one moment.
 
     `budget` max_evals; `taken` slots of the budget with a job, of which `finished` have ended, `queued`
-    wait and `running` run. `live_slots` of all live workers that serve this experiment, of which
-    `busy_elsewhere` run other experiments. `rate` trials finished per second of late; `reaction_s` the time
-    from a trial's end to its successor in the queue.
+    wait, `parked` wait out a back-off and `running` run. `live_slots` of all live workers that serve this
+    experiment and do not rest, of which `busy_elsewhere` run other experiments. `rate` trials finished per
+    second of late; `reaction_s` the time from a trial's end to its successor in the queue.
     """
 
     budget: float
     taken: int
     finished: int
     queued: int
+    parked: int
     running: int
     live_slots: int
     busy_elsewhere: int

@@ -15,10 +15,10 @@ from hyperfarm.controller.algorithms import Suggest
 from hyperfarm.controller.experiment import Experiment
 from hyperfarm.controller.plan import Reason, Situation
 from hyperfarm.errors import DatabaseError, DatabaseUnavailable, OutcomeUnknown, UsageError
-from hyperfarm.jobs import DEFAULT_MAX_ATTEMPTS, JobDoc, JobState
+from hyperfarm.jobs import JobDoc, JobState, TrialLimits, is_parked
 from hyperfarm.mongo import Document
 from hyperfarm.reaping import Reaper
-from hyperfarm.retry import patiently
+from hyperfarm.retry import PATIENCE_S, patiently
 from hyperfarm.trials import MongoTrials
 from hyperfarm.wakeup import Wakeup
 
@@ -30,19 +30,22 @@ TICK_S = 0.5
 REAP_EVERY_S = 5.0
 STANDALONE_POLL_S = 0.1
 RATE_WINDOW_S = 10.0
+_DEFAULT_LIMITS = TrialLimits()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """When a search stops before its budget is used up.
 
-    `timeout_s` counts from the start of `run`; `max_evals` is a number of finished trials below the budget.
+    `timeout_s` counts from the start of `run`; `max_evals` is a number of finished trials below the budget;
+    `patience_s` is how long it waits for a MongoDB that is away.
     """
 
     timeout_s: float | None = None
     max_evals: int | None = None
     loss_threshold: float | None = None
     early_stop_fn: Callable[..., Any] | None = None
+    patience_s: float = PATIENCE_S
 
     def __post_init__(self) -> None:
         if self.timeout_s is not None and not self.timeout_s > 0:
@@ -87,10 +90,12 @@ class Search:
         limits: Limits,
         display: Display | None = None,
         check: Callable[[Search], None] = lambda _: None,
+        trial_limits: TrialLimits = _DEFAULT_LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.trials, self.experiment, self.domain, self.algo = trials, experiment, domain, algo
         self.limits, self.display, self.check, self.clock = limits, display, check, clock
+        self.trial_limits = trial_limits
         self.store = trials.store
         self.stop_requested = False
         self.abandoned = False
@@ -147,7 +152,11 @@ class Search:
     def _patient_step(self) -> tuple[Reason | None, bool]:
         """One step; while MongoDB is away it is waited for, but not beyond a stop or the time limit."""
         try:
-            return patiently(self._step, stop=lambda: self.stop_requested or self._time_is_up)
+            return patiently(
+                self._step,
+                patience_s=self.limits.patience_s,
+                stop=lambda: self.stop_requested or self._time_is_up,
+            )
         except (DatabaseUnavailable, OutcomeUnknown):
             self.abandoned = True
             if self.stop_requested:
@@ -230,15 +239,17 @@ class Search:
     def _situation(self) -> Situation:
         jobs = [doc for doc in self.trials.local.unfinished() if "slot" in doc]
         queued = sum(doc["state"] == JobState.NEW for doc in jobs)
+        parked = sum(is_parked(doc) for doc in jobs)
         taken = len(self.trials.local.slots())
         finished = taken - len(jobs)
         return Situation(
             budget=self.budget,
             taken=taken,
             finished=finished,
-            queued=queued,
+            queued=queued - parked,
+            parked=parked,
             running=len(jobs) - queued,
-            live_slots=sum(worker["slots"] for worker in self._workers),
+            live_slots=sum(worker["slots"] - len(worker.get("paused", ())) for worker in self._workers),
             busy_elsewhere=self._busy_elsewhere,
             rate=self._rate(finished),
             reaction_s=self._reaction_s,
@@ -327,8 +338,8 @@ class Search:
         doc |= {
             "slot": slot,
             "attempt": 0,
-            "max_attempts": DEFAULT_MAX_ATTEMPTS,
             "bundle": self.experiment.revision,
+            **self.trial_limits.fields,
         }
         return doc
 
@@ -358,7 +369,7 @@ class Search:
                 budget=self.budget,
                 done=now.finished - failed,
                 failed=failed,
-                queued=now.queued,
+                queued=now.queued + now.parked,
                 running=now.running,
                 best=self.trials.local.best(),
                 rate=now.rate,

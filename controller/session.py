@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,7 @@ from hyperfarm.controller.plan import Reason
 from hyperfarm.controller.progress import Progress
 from hyperfarm.controller.search import Limits, Search
 from hyperfarm.errors import DatabaseError, HyperfarmError, UsageError
+from hyperfarm.jobs import TrialLimits
 from hyperfarm.mongo import hide_password
 from hyperfarm.trials import MongoTrials
 
@@ -33,7 +34,8 @@ STOP_S = 1.2
 class Job:
     """What is to be searched: objective and space, with all that describes the experiment.
 
-    `include` names further files and folders that the objective needs; `script` the file it comes from.
+    `include` names further files and folders that the objective needs; `script` the file it comes from;
+    `trial_limits` bound each trial that is queued from now on.
     """
 
     fn: Callable[..., Any]
@@ -46,6 +48,7 @@ class Job:
     replace_code: bool = False
     hyperopt_losses: bool = False
     pass_expr_memo_ctrl: bool | None = None
+    trial_limits: TrialLimits = field(default_factory=TrialLimits)
     include: Sequence[Path] = ()
     script: Path | None = None
 
@@ -123,9 +126,16 @@ def search(
     )
     with Progress(exp_key, hint) if show else contextlib.nullcontext() as progress:
         say = progress.say if progress is not None else lambda _: None
-        with local_worker(url, exp_key, workers, say) as local:
+        with local_worker(url, exp_key, workers, say, limits.patience_s) as local:
             loop = Search(
-                trials, experiment, domain, algo, limits, progress, check=lambda loop: _check(loop, local)
+                trials,
+                experiment,
+                domain,
+                algo,
+                limits,
+                progress,
+                check=lambda loop: _check(loop, local),
+                trial_limits=job.trial_limits,
             )
             reason = _run(loop)
             if local is not None and loop.abandoned:

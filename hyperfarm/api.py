@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperfarm import settings
-from hyperfarm.jobs import JobDoc
+from hyperfarm.jobs import DEFAULT_MAX_ATTEMPTS, JobDoc, TrialLimits
+from hyperfarm.retry import PATIENCE_S
 
 if TYPE_CHECKING:
     from hyperfarm.trials import MongoTrials
@@ -94,6 +95,11 @@ def minimize(
     early_stop_fn: Callable[..., Any] | None = None,
     extend: bool = False,
     replace_code: bool = False,
+    trial_timeout: float | None = None,
+    trial_memory: int | str | None = None,
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+    keep_models: int | str = "all",
+    patience: float = PATIENCE_S,
     include: Sequence[str | Path] = (),
     progress: bool = True,
 ) -> SearchResult:
@@ -105,20 +111,32 @@ def minimize(
     (default: 1 with the private database, else 0: workers are elsewhere). `timeout` in seconds: returns
     then, queued trials are withdrawn, running ones are left to their workers. A changed objective or
     space under the same `exp_key` is refused unless `replace_code`, another `max_evals` unless `extend`.
-    `include` names further files that the objective needs.
+    A trial that runs longer than `trial_timeout` seconds, or whose processes hold more than `trial_memory`
+    (bytes, "500M", "2G"), is stopped and fails; one whose process or worker dies is tried `max_attempts`
+    times. `keep_models` keeps the models of that many best trials ("all", "none"). MongoDB may be away for
+    `patience` seconds. `include` names further files that the objective needs.
 
     Raises HyperfarmError with a sentence that says what to do; KeyboardInterrupt after Ctrl-C, with all
     finished trials kept.
     """
     from hyperopt import space_eval
 
+    from hyperfarm.cli_options import parse_bytes, parse_keep_models
     from hyperfarm.controller.plan import Reason
     from hyperfarm.controller.search import Limits
     from hyperfarm.controller.session import Job, check_objective, search
     from hyperfarm.trials import MongoTrials
 
     check_objective(objective)
-    limits = Limits(timeout_s=timeout, loss_threshold=loss_threshold, early_stop_fn=early_stop_fn)
+    limits = Limits(
+        timeout_s=timeout, loss_threshold=loss_threshold, early_stop_fn=early_stop_fn, patience_s=patience
+    )
+    trial_limits = TrialLimits(
+        timeout_s=trial_timeout,
+        memory=None if trial_memory is None else parse_bytes(trial_memory),
+        max_attempts=max_attempts,
+        keep_models=parse_keep_models(keep_models),
+    )
     is_private = settings.mongo_url(mongo) is None
     url = database_url(mongo)
     trials = MongoTrials(url, exp_key=exp_key or _name_of(objective), refresh=False)
@@ -130,6 +148,7 @@ def minimize(
         seed=seed,
         extend=extend,
         replace_code=replace_code,
+        trial_limits=trial_limits,
         include=[Path(path) for path in include],
     )
     slots = workers if workers is not None else int(is_private)

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("hyperfarm.worker.commands", "Run trials on this host until stopped."),
     "ls": ("hyperfarm.analysis.commands", "List the experiments."),
     "show": ("hyperfarm.analysis.commands", "Show an experiment, or one of its trials."),
+    "top": ("hyperfarm.analysis.top_commands", "Watch experiments and workers."),
     "best": ("hyperfarm.analysis.commands", "Show the best trial of an experiment."),
     "pull": ("hyperfarm.analysis.commands", "Fetch a trial's model or another saved file."),
     "plot": ("hyperfarm.analysis.commands", "Draw an experiment."),
@@ -26,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cancel": ("hyperfarm.controller.commands", "Cancel an experiment's waiting and running trials."),
     "rm": ("hyperfarm.controller.commands", "Delete an experiment with everything that belongs to it."),
     "db": ("hyperfarm.db_commands", "Start, stop or look at the private MongoDB of this machine."),
+    "doctor": ("hyperfarm.doctor_commands", "Check database, workers and this host, and say what to do."),
 }
 
 

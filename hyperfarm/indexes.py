@@ -36,6 +36,11 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel(
             [("exp_key", _UP), ("result.status", _UP), ("result.loss", _UP), ("tid", _UP)], name="best"
         ),
+        IndexModel(
+            [("exp_key", _UP), ("artifacts.kind", _UP), ("result.loss", _UP), ("tid", _UP)],
+            name="models",
+            partialFilterExpression={"artifacts.kind": "model"},
+        ),
         IndexModel([("exp_key", _UP), ("tid", _UP), ("version", _UP), ("state", _UP)], name="view"),
     ],
     "job_ids": [IndexModel([("a", _UP)], name="counter", unique=True)],

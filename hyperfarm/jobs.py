@@ -7,18 +7,24 @@ store.py carries each event out as one conditional statement.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum, IntEnum
-from typing import Any
+from typing import Any, TypeVar
 
-from hyperfarm.errors import InvalidTransition
+from hyperfarm.errors import InvalidTransition, UsageError
 
+N = TypeVar("N", int, float)
 JobDoc = dict[str, Any]
 """A document of the collection `jobs`, as MongoDB holds it."""
 
 DEFAULT_MAX_ATTEMPTS = 3
 DEFAULT_LEASE_S = 90.0
+PARKED_OWNER = "hyperfarm:parked"
+"""Owns a job that waits out a back-off: hyperopt's own workers claim only what has no owner."""
+BACKOFF_FIRST_S = 2.0
+BACKOFF_FACTOR = 4
+LONGEST_BACKOFF_S = 120.0
 
 
 class JobState(IntEnum):
@@ -89,6 +95,82 @@ def after_lost_attempt(attempt: int, max_attempts: int) -> Event:
     `attempt` counts from 1 and is the attempt that was cut off.
     """
     return Event.REQUEUE if attempt < max_attempts else Event.GIVE_UP
+
+
+def backoff_s(attempt: int) -> float:
+    """Return how long a job waits after its attempt number `attempt` (from 1) was cut off, in seconds.
+
+    Grows by BACKOFF_FACTOR up to LONGEST_BACKOFF_S: what took the worker away may take the next one too.
+    """
+    return float(min(BACKOFF_FIRST_S * BACKOFF_FACTOR ** min(attempt - 1, 20), LONGEST_BACKOFF_S))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialLimits:
+    """What one trial may take, and how often it is tried; None: no limit.
+
+    `timeout_s` seconds of wall time of one attempt; `memory` bytes resident in all its processes together;
+    `keep_models` how many models of the experiment are kept (those of the lowest losses).
+    """
+
+    timeout_s: float | None = None
+    memory: int | None = None
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    keep_models: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a limit that makes no sense."""
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise UsageError(f"the trial timeout is {self.timeout_s}; it must be a number of seconds above 0")
+        if self.memory is not None and self.memory < 1:
+            raise UsageError(f"the trial memory is {self.memory}; it must be a number of bytes above 0")
+        if self.max_attempts < 1:
+            raise UsageError(f"max_attempts is {self.max_attempts}; it must be 1 or more")
+        if self.keep_models is not None and self.keep_models < 0:
+            raise UsageError(f"keep_models is {self.keep_models}; it must be 0 or more")
+
+    @property
+    def fields(self) -> JobDoc:
+        """The fields of a job that hold these limits."""
+        limits = {"timeout_s": self.timeout_s, "memory": self.memory, "keep_models": self.keep_models}
+        given = {name: value for name, value in limits.items() if value is not None}
+        return {"max_attempts": self.max_attempts, **({"limits": given} if given else {})}
+
+    @classmethod
+    def of(cls, doc: Mapping[str, Any]) -> TrialLimits:
+        """The limits of a job document."""
+        limits = doc.get("limits") or {}
+        return cls(
+            timeout_s=limits.get("timeout_s"),
+            memory=limits.get("memory"),
+            max_attempts=doc.get("max_attempts", DEFAULT_MAX_ATTEMPTS),
+            keep_models=limits.get("keep_models"),
+        )
+
+    def tightened(self, timeout_s: float | None, memory: int | None) -> TrialLimits:
+        """These limits or a host's own, whichever is lower."""
+        return replace(self, timeout_s=_lower(self.timeout_s, timeout_s), memory=_lower(self.memory, memory))
+
+
+def _lower(one: N | None, other: N | None) -> N | None:
+    given = [value for value in (one, other) if value is not None]
+    return min(given) if given else None
+
+
+def is_parked(doc: Mapping[str, Any]) -> bool:
+    """True for a job that waits out a back-off (or has done so, and nobody has claimed it yet)."""
+    return bool(doc["state"] == JobState.NEW and doc.get("owner") == PARKED_OWNER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """What waits in the queue: experiments with a job that may be claimed now, and when the next may be.
+
+    `next_s` seconds until a job's back-off ends, None when no job waits out a back-off.
+    """
+
+    exp_keys: list[str | None]
+    next_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

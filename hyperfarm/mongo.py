@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from urllib.parse import quote_plus, unquote_plus, urlsplit
 
@@ -19,6 +19,8 @@ from hyperfarm.errors import DatabaseError, DatabaseUnavailable, OutcomeUnknown,
 
 DEFAULT_DATABASE = "hyperfarm"
 CONNECT_TIMEOUT_S = 4.0
+ANSWER_TIMEOUT_S = 45.0
+"""A server that has not answered a statement for so long is taken for gone; longer than a change stream waits."""
 FORMS = "mongodb://[user:password@]host:port/database or mongo://host:port/database/jobs"
 Document = dict[str, Any]
 
@@ -93,6 +95,7 @@ def connect(url: str, *, app: str = "hyperfarm", timeout_s: float = CONNECT_TIME
             tz_aware=True,
             serverSelectionTimeoutMS=int(timeout_s * 1000),
             connectTimeoutMS=int(timeout_s * 1000),
+            **_unless_given(full, {"w": "majority", "socketTimeoutMS": int(ANSWER_TIMEOUT_S * 1000)}),
         )
     except (errors.PyMongoError, ValueError) as error:
         raise SettingsError(
@@ -106,6 +109,15 @@ def connect(url: str, *, app: str = "hyperfarm", timeout_s: float = CONNECT_TIME
         client.close()
         raise connection_error(error, url) from error
     return database
+
+
+def _unless_given(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the URL does not set itself.
+
+    A majority is the default of most servers, but not of all: with less, an election could take back a result.
+    """
+    given = {name.lower() for name in re.findall(r"[?&]([A-Za-z]+)=", url)}
+    return {name: value for name, value in options.items() if name.lower() not in given}
 
 
 def connection_error(error: errors.PyMongoError, url: str) -> DatabaseError:
@@ -125,8 +137,9 @@ def connection_error(error: errors.PyMongoError, url: str) -> DatabaseError:
     )
 
 
-GOING_AWAY = frozenset({91, 189, 10107, 11600, 11602, 13435, 13436})
-"""Error codes of a server that shuts down or steps down: the write may or may not have been applied."""
+GOING_AWAY = frozenset({6, 7, 50, 64, 79, 89, 91, 100, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436})
+"""Codes of a server that shuts down, steps down, or lost its peers: the write may or may not have been applied."""
+OUT_OF_DISK_SPACE = 14031
 
 
 @contextmanager
@@ -139,11 +152,20 @@ def translated(what: str) -> Iterator[None]:
     except (errors.ConnectionFailure, errors.WriteConcernError) as error:
         raise OutcomeUnknown(f"the connection to MongoDB broke while {what}: {_brief(error)}") from error
     except errors.OperationFailure as error:
-        if error.code in GOING_AWAY:
+        if error.code == OUT_OF_DISK_SPACE:
+            raise DatabaseUnavailable(
+                f"MongoDB has no disk space left for {what}: {_brief(error)}"
+            ) from error
+        if error.code in GOING_AWAY or error.timeout:
             raise OutcomeUnknown(f"MongoDB was going away while {what}: {_brief(error)}") from error
         raise DatabaseError(f"MongoDB refused {what}: {_brief(error)}") from error
     except (errors.PyMongoError, BSONError) as error:
         raise DatabaseError(f"MongoDB refused {what}: {_brief(error)}") from error
+
+
+def within(seconds: float) -> AbstractContextManager[None]:
+    """Bound all the statements of the block together; past it they raise OutcomeUnknown or DatabaseUnavailable."""
+    return pymongo.timeout(seconds)
 
 
 def _brief(error: Exception) -> str:

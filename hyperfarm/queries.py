@@ -29,6 +29,9 @@ _BRIEF: Document = {"_id": 0, "tid": 1, "version": 1, "state": 1}
 class JobQueries:
     """The reading half of `Store`."""
 
+    clock: object = "$$NOW"
+    """The clock that decides about leases, as an expression: the database's own, and no other."""
+
     def __init__(self, database: Database[Document]) -> None:
         self.database = database
         self.jobs = database["jobs"]

@@ -8,6 +8,8 @@ The rules of a lease, written once and relied on everywhere:
   matches, the lease is lost: `LeaseLost`, and nothing that the worker did is kept.
 * Every write that a reader can see increments `version`; a renewal is no such write.
 * A write whose outcome is unknown may be sent again with the same token: it takes effect at most once.
+  Whether it had taken effect is asked by a write too (`_was_stored`): only a write waits until a majority
+  of the replica set has it, so that no election can take back what was confirmed.
 """
 
 from __future__ import annotations
@@ -16,26 +18,29 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from bson import ObjectId
 from pymongo import ASCENDING, ReturnDocument
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
 
-from hyperfarm.errors import DatabaseError, LeaseLost
+from hyperfarm.errors import DatabaseError, LeaseLost, OutcomeUnknown
 from hyperfarm.indexes import ensure_indexes
 from hyperfarm.jobs import (
     DEFAULT_MAX_ATTEMPTS,
+    PARKED_OWNER,
     Claim,
     Event,
     JobDoc,
     JobState,
     Lease,
+    Waiting,
     after_lost_attempt,
+    backoff_s,
     next_state,
 )
-from hyperfarm.mongo import Document, connect, translated
+from hyperfarm.mongo import Document, connect, translated, within
 from hyperfarm.queries import JobQueries, decode_job, encode_job
 from hyperfarm.values import encode_keys
 
@@ -45,6 +50,8 @@ LIVE_AFTER_S = 100.0
 """A worker counts as alive for this long after a heartbeat (three heartbeats and some)."""
 DUPLICATE_KEY = 11000
 CLOSE_S = 0.5
+SHORTEST_RENEWAL_S = 2.0
+_CLAIMABLE: Document = {"$in": [None, PARKED_OWNER]}
 
 
 class Store(JobQueries):
@@ -82,6 +89,9 @@ class Store(JobQueries):
         goodbye = threading.Thread(target=self._close, daemon=True)
         goodbye.start()
         goodbye.join(CLOSE_S)
+
+    def _after(self, seconds: float) -> Document:
+        return {"$add": [self.clock, int(seconds * 1000)]}
 
     # ---- experiments -------------------------------------------------------------------------------
 
@@ -165,9 +175,7 @@ class Store(JobQueries):
             try:
                 self.jobs.insert_many([encode_job(doc) for doc in docs], ordered=False)
             except BulkWriteError as error:
-                for problem in (error.details or {}).get("writeErrors", ()):
-                    if problem["code"] != DUPLICATE_KEY:
-                        raise
+                for problem in duplicates(error):
                     if "_id" not in problem.get("keyPattern", {}):
                         lost.add(docs[problem["index"]]["tid"])
         return {doc["tid"] for doc in docs} - lost
@@ -223,20 +231,30 @@ class Store(JobQueries):
 
     # ---- the queue: worker's side ------------------------------------------------------------------
 
-    def queued_experiments(self) -> list[str | None]:
-        """The exp_keys that have jobs waiting; index `queue`."""
+    def waiting(self) -> Waiting:
+        """What waits in the queue, by the database's clock; index `queue`."""
+        due = {"$subtract": ["$not_before", self.clock]}
+        ready = {"$lte": ["$not_before", self.clock]}  # A missing field is lower than any date.
+        pipeline: list[Document] = [
+            {"$match": {"state": int(JobState.NEW), "owner": _CLAIMABLE}},
+            {
+                "$group": {
+                    "_id": "$exp_key",
+                    "ready": {"$max": ready},
+                    "next_ms": {"$min": {"$cond": [ready, None, due]}},
+                }
+            },
+        ]
         with translated("looking for work"):
-            pipeline: list[Document] = [
-                {"$match": {"state": int(JobState.NEW)}},
-                {"$group": {"_id": "$exp_key"}},
-            ]
-            rows = self._with_indexes(lambda: self.jobs.aggregate(pipeline, hint="queue"))
-            return [row["_id"] for row in rows]
+            rows = self._with_indexes(lambda: list(self.jobs.aggregate(pipeline, hint="queue")))
+        pauses = [row["next_ms"] / 1000 for row in rows if row["next_ms"] is not None]
+        keys = [row["_id"] for row in rows if row["ready"]]
+        return Waiting(exp_keys=keys, next_s=min(pauses, default=None))
 
     def claim(
         self, exp_key: str | None, *, worker: str, owner: str, token: str, lease_s: float
     ) -> Claim | None:
-        """Claim the oldest waiting job of the experiment; None when there is none. Index `queue`.
+        """Claim the oldest job of the experiment that may be claimed; None when there is none. Index `queue`.
 
         One statement. After `OutcomeUnknown` call `claimed(token)` before claiming again.
         """
@@ -246,17 +264,18 @@ class Store(JobQueries):
             "lease": {
                 "token": {"$literal": token},
                 "worker": {"$literal": worker},
-                "expires": _in_future(lease_s),
+                "expires": self._after(lease_s),
             },
             "attempt": {"$add": [{"$ifNull": ["$attempt", 0]}, 1]},
             "version": {"$add": [{"$ifNull": ["$version", 0]}, 1]},
-            "book_time": "$$NOW",
-            "refresh_time": "$$NOW",
+            "book_time": self.clock,
+            "refresh_time": self.clock,
         }
+        query = {"exp_key": exp_key, "state": int(JobState.NEW), "owner": _CLAIMABLE}
         with translated("claiming a job"):
             doc = self.jobs.find_one_and_update(
-                {"exp_key": exp_key, "state": int(JobState.NEW), "owner": None},
-                [{"$set": fields}],
+                {**query, "$expr": {"$lte": ["$not_before", self.clock]}},
+                [{"$set": fields}, {"$unset": "not_before"}],
                 sort=[("tid", ASCENDING)],
                 return_document=ReturnDocument.AFTER,
             )
@@ -273,8 +292,9 @@ class Store(JobQueries):
         if not tokens:
             return set()
         query = {"lease.token": {"$in": list(tokens)}, "state": int(JobState.RUNNING)}
-        with translated("renewing leases"):
-            renewed = self.jobs.update_many(query, [{"$set": {"lease.expires": _in_future(lease_s)}}])
+        # A connection that hangs must not use up the lease: then it is better to try another one.
+        with translated("renewing leases"), within(max(lease_s / 3, SHORTEST_RENEWAL_S)):
+            renewed = self.jobs.update_many(query, [{"$set": {"lease.expires": self._after(lease_s)}}])
             if renewed.matched_count == len(tokens):
                 return set()
             held = {doc["lease"]["token"] for doc in self.jobs.find(query, {"lease.token": 1})}
@@ -283,7 +303,8 @@ class Store(JobQueries):
     def finish(self, claim: Claim, state: JobState, fields: Document) -> None:
         """Write the outcome of a job: state and `fields` (result, error, artifacts ...) in one statement.
 
-        Its blobs must be in GridFS before. Raises LeaseLost when the job is no longer the claim's.
+        Its blobs must be in GridFS before; the reference to its checkpoint goes. Raises LeaseLost when the
+        job is no longer the claim's.
         """
         event = Event.FINISH if state is JobState.DONE else Event.FAIL
         update = {
@@ -292,15 +313,14 @@ class Store(JobQueries):
                 "state": int(next_state(JobState.RUNNING, event)),
                 "accepted": {"token": claim.lease.token, "worker": claim.lease.worker},
             },
-            "$unset": {"lease": ""},
+            "$unset": {"lease": "", "checkpoint": ""},
             "$inc": {"version": 1},
             "$currentDate": {"refresh_time": True},
         }
         with translated("storing a result"):
             if self.jobs.update_one(_fence(claim), update).matched_count:
                 return
-            sent_before = {"_id": claim.job_id, "accepted.token": claim.lease.token}
-            if self.jobs.find_one(sent_before, {"_id": 1}):
+            if self._was_stored(claim, {"accepted.token": claim.lease.token}):
                 return
         raise LeaseLost(f"trial {claim.tid} is no longer this worker's; its result is not kept")
 
@@ -314,6 +334,47 @@ class Store(JobQueries):
         with translated("storing a partial result"):
             if not self.jobs.update_one(_fence(claim), update).matched_count:
                 raise LeaseLost(f"trial {claim.tid} is no longer this worker's")
+
+    def keep_checkpoint(self, claim: Claim, ref: Document) -> None:
+        """Make the blob `ref` the one that the next attempt resumes from. Raises LeaseLost.
+
+        Safe to send again. The blob that it replaces is no longer referred to, and may be deleted.
+        """
+        kept = {**ref, "attempt": claim.attempt, "at": self.now()}
+        update = {"$set": {"checkpoint": kept}, "$inc": {"version": 1}}
+        with translated("storing a checkpoint"):
+            if self.jobs.update_one(_fence(claim), update).matched_count:
+                return
+            # It may have been stored before the lease was lost: then it is the next holder's to resume from.
+            if self._was_stored(claim, {"checkpoint.blob": ref["blob"]}):
+                return
+        raise LeaseLost(f"trial {claim.tid} is no longer this worker's; its checkpoint is not kept")
+
+    def _was_stored(self, claim: Claim, mark: Document) -> bool:
+        """Say whether the job bears the mark of an earlier sending of the same write, and bears it for good."""
+        query = {"_id": claim.job_id, **mark}
+        return self.jobs.update_one(query, {"$set": {"_id": claim.job_id}}).matched_count == 1
+
+    def prune_models(self, exp_key: str | None, keep: int) -> list[ObjectId]:
+        """Take the models away from all but the best `keep` trials; return their blobs, now to be deleted.
+
+        The set of finished trials only grows and their losses stay, so what is not among the best now never
+        will be: any number of workers may do this at once. Index `models`.
+        """
+        query: Document = {"exp_key": exp_key, "artifacts.kind": "model", "state": int(JobState.DONE)}
+        query |= {"result.status": "ok", "result.loss": {"$gte": float("-inf")}}
+        update = {
+            "$pull": {"artifacts": {"kind": "model"}},
+            "$set": {"models_removed": True},
+            "$inc": {"version": 1},
+        }
+        pruned = []
+        with translated("removing models"):
+            ranked = [("result.loss", ASCENDING), ("tid", ASCENDING)]
+            for doc in self.jobs.find(query, {"artifacts": 1}).sort(ranked).skip(keep).hint("models"):
+                if self.jobs.update_one({"_id": doc["_id"]}, update).modified_count:
+                    pruned += [one["blob"] for one in doc["artifacts"] if one["kind"] == "model"]
+        return pruned
 
     def release(self, claim: Claim, reason: str) -> bool:
         """Give a job back to the queue as if it had not been tried; False when it was not ours any more."""
@@ -335,8 +396,7 @@ class Store(JobQueries):
                 return event
             # Not the token alone: whoever reaped the job wrote it down as well.
             mine = {"token": claim.lease.token, "event": event.value, "reason": reason}
-            sent_before = {"_id": claim.job_id, "history": {"$elemMatch": mine}}
-            return event if self.jobs.find_one(sent_before, {"_id": 1}) else None
+            return event if self._was_stored(claim, {"history": {"$elemMatch": mine}}) else None
 
     # ---- reports -----------------------------------------------------------------------------------
 
@@ -359,9 +419,7 @@ class Store(JobQueries):
                 docs = [{**encode_keys(report), **common} for report in reports]
                 self.reports_.insert_many(docs, ordered=False)
             except BulkWriteError as error:
-                problems = (error.details or {}).get("writeErrors", ())
-                if any(problem["code"] != DUPLICATE_KEY for problem in problems):
-                    raise
+                duplicates(error)
 
     # ---- workers -----------------------------------------------------------------------------------
 
@@ -410,6 +468,22 @@ class Store(JobQueries):
             raise DatabaseError(f"the change stream ended: {error}") from error
 
 
+def duplicates(error: BulkWriteError) -> list[Document]:
+    """The refusals of a bulk insert, all of them for a key that is there already; else raise the error.
+
+    Raises OutcomeUnknown when the server could not promise that the inserts last.
+    """
+    details = error.details or {}
+    problems: list[Document] = details.get("writeErrors", [])
+    if any(problem["code"] != DUPLICATE_KEY for problem in problems):
+        raise error
+    if details.get("writeConcernErrors"):
+        raise OutcomeUnknown(
+            f"MongoDB was going away while inserting: {details['writeConcernErrors']}"
+        ) from error
+    return problems
+
+
 def new_token() -> str:
     """A fresh lease token: 128 random bits."""
     return secrets.token_hex(16)
@@ -426,17 +500,18 @@ def _fence(claim: Claim) -> Document:
     return {"_id": claim.job_id, "state": int(JobState.RUNNING), "lease.token": claim.lease.token}
 
 
-def _in_future(seconds: float) -> Document:
-    return {"$add": ["$$NOW", int(seconds * 1000)]}
-
-
 def _end_of_attempt(doc: JobDoc, event: Event, story: str, worker: str, now: datetime) -> Document:
-    """The update that ends an attempt without a result: back to the queue, or an error with the whole story."""
+    """The update that ends an attempt without a result: back to the queue, or an error with the whole story.
+
+    A release may be claimed at once; after a lost attempt the job waits out a back-off.
+    """
     attempt = doc.get("attempt", 1)
     entry = {"attempt": attempt, "worker": worker, "event": event.value, "reason": story, "at": now}
     entry["token"] = doc["lease"]["token"]
     state = next_state(JobState.RUNNING, event, doc.get("history", ()))
     fields: Document = {"state": int(state), "owner": None}
+    if event is Event.REQUEUE:
+        fields |= {"owner": PARKED_OWNER, "not_before": now + timedelta(seconds=backoff_s(attempt))}
     if event is Event.GIVE_UP:
         told = [*doc.get("history", ()), entry]
         text = "; ".join(f"attempt {one['attempt']}: {one['reason']}" for one in told)

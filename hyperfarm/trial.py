@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-__all__ = ["attempt", "exp_key", "id", "report", "save", "save_model"]
+__all__ = ["attempt", "checkpoint", "exp_key", "id", "report", "resume", "save", "save_model"]
 
 MODEL_NAME = "model.keras"
 
@@ -37,6 +37,10 @@ class Link(Protocol):
     def report(self, values: dict[str, Any]) -> None: ...
 
     def save(self, name: str, path: Path, kind: str) -> None: ...
+
+    def keep_checkpoint(self, path: Path) -> None: ...
+
+    def last_checkpoint(self) -> Path | None: ...
 
 
 _link: Link | None = None
@@ -104,12 +108,37 @@ def save_model(model: Any, name: str = MODEL_NAME) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def checkpoint(data: str | os.PathLike[str] | bytes | IO[bytes]) -> None:
+    """Store how far this trial has come: a path, bytes, or a file object opened for reading bytes.
+
+    When the call returns it is in the database, and a later attempt at this trial, on any host, gets it from
+    `resume`. It replaces the one before, and goes when the trial ends. Raises FileNotFoundError for a path
+    that is not there, TypeError for other data, OSError when the database refuses it. When the trial is
+    another worker's by now, nothing is stored and this process is stopped.
+    """
+    path, temporary = _as_file(data)
+    try:
+        if _link is not None:
+            _link.keep_checkpoint(path)
+    finally:
+        if temporary:
+            path.unlink(missing_ok=True)
+
+
+def resume() -> Path | None:
+    """Return a local copy of this trial's last checkpoint, byte for byte; None when there is none.
+
+    The file is this trial's to read until it ends. Outside a farm there is never one.
+    """
+    return None if _link is None else _link.last_checkpoint()
+
+
 def _as_file(data: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[Path, bool]:
     """Return (a file that holds the data, whether we made it)."""
     if isinstance(data, (str, os.PathLike)):
         path = Path(data).absolute()
         if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path} to save")
+            raise FileNotFoundError(f"there is no file {path} to store")
         return path, False
     descriptor, made = tempfile.mkstemp(dir=_scratch)
     with os.fdopen(descriptor, "wb") as out:
@@ -118,5 +147,5 @@ def _as_file(data: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[Path, bo
         elif hasattr(data, "read"):
             shutil.copyfileobj(data, out)
         else:
-            raise TypeError(f"trial.save takes a path, bytes or a file object, not {type(data).__name__}")
+            raise TypeError(f"what to store is a path, bytes or a file object, not {type(data).__name__}")
     return Path(made), True

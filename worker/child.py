@@ -6,9 +6,12 @@ the socket FD to its supervisor. It dies with its supervisor.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import pickle
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -57,6 +60,13 @@ class Link:
 
     def save(self, name: str, path: Path, kind: str) -> None:
         self.ask({"type": "save", "name": name, "path": str(path), "kind": kind})
+
+    def keep_checkpoint(self, path: Path) -> None:
+        self.ask({"type": "keep checkpoint", "path": str(path)})
+
+    def last_checkpoint(self) -> Path | None:
+        path = self.ask({"type": "last checkpoint"})
+        return None if path is None else Path(path)
 
 
 class Attachments(MutableMapping[str, bytes]):
@@ -174,26 +184,34 @@ def start_guardian() -> None:
     """Fork a tiny process that kills this process group when the supervisor or this process is gone.
 
     A process and not a thread: it does its work also while the objective holds the GIL or has crashed, and
-    takes along what the objective has started. It ends with the group, which the supervisor kills in the end.
+    takes along what the objective has started. It is in a group of its own, so that it can then remove the
+    scratch folder, which a killed supervisor left behind.
     """
     lifeline = int(os.environ.pop("HYPERFARM_LIFELINE"))
+    scratch = os.environ.pop("HYPERFARM_SCRATCH")
     guarded = os.getpid()
     if os.fork() != 0:
         os.close(lifeline)
         return
+    os.setpgid(0, 0)
     # Nothing may stay open here, or the supervisor would not notice the end of the child.
     os.closerange(0, lifeline)
     os.closerange(lifeline + 1, lifeline + 256)
     # Nothing is ever written to the lifeline: it is readable when its other end is closed.
     while os.getppid() == guarded and not select.select([lifeline], [], [], GUARD_EVERY_S)[0]:
         continue
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(guarded, signal.SIGKILL)
+    select.select([lifeline], [], [])  # While the supervisor lives, the folder is its own.
+    shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(0)
 
 
 def main() -> None:
     start_guardian()  # First of all: a fork wants a process without threads.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business.
+    faulthandler.enable()  # After a crash the trial's log says where in the objective it was.
     channel = socket.socket(fileno=int(sys.argv[1]))
     sys.argv[:] = ["hyperfarm"]
     link = Link(channel)

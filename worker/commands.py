@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hyperfarm.cli_options import mongo_option, open_store
+from hyperfarm.cli_options import mongo_option, open_store, patience_option, trial_limit_options
 from hyperfarm.jobs import DEFAULT_LEASE_S
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ INTERRUPT_GRACE_S = 1.0
               help="Seconds after which a worker that fell silent loses its trials.")  # fmt: skip
 @click.option("--grace", "grace_s", type=click.FloatRange(0), default=60.0, show_default=True,
               help="Seconds that running trials get to finish after SIGTERM.")  # fmt: skip
+@trial_limit_options
+@patience_option
 @click.option("--fresh", is_flag=True, help="Start a new process for every trial.")
 @click.option("--max-jobs", type=click.IntRange(1), default=None, help="Leave after this many trials.")
 @click.option("--quiet", is_flag=True, help="Print warnings only.")
@@ -42,6 +44,9 @@ def worker(
     slots: int,
     lease_s: float,
     grace_s: float,
+    trial_timeout_s: float | None,
+    trial_memory: int | None,
+    patience_s: float,
     fresh: bool,
     max_jobs: int | None,
     quiet: bool,
@@ -69,7 +74,14 @@ def worker(
         from hyperfarm.worker.supervisor import Supervisor, WorkerOptions
 
         options = WorkerOptions(
-            slots=slots, exp_keys=exp_keys, lease_s=lease_s, fresh=fresh, max_jobs=max_jobs
+            slots=slots,
+            exp_keys=exp_keys,
+            lease_s=lease_s,
+            fresh=fresh,
+            max_jobs=max_jobs,
+            trial_timeout_s=trial_timeout_s,
+            trial_memory=trial_memory,
+            patience_s=patience_s,
         )
         supervisor = Supervisor(store, options)
         stop_on_signals(supervisor, grace_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import shutil
@@ -12,6 +13,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 from hyperfarm.worker import wire
 from hyperfarm.worker.logbuffer import LogBuffer
@@ -47,6 +50,7 @@ class ChildProcess:
         command = [sys.executable, *safe_path, "-m", "hyperfarm.worker.child", str(theirs.fileno())]
         environment = {key: value for key, value in os.environ.items() if key not in KEPT_FROM_CHILD}
         environment["HYPERFARM_LIFELINE"] = str(their_lifeline)
+        environment["HYPERFARM_SCRATCH"] = str(self.scratch)
         try:
             self._process = subprocess.Popen(
                 command,
@@ -127,12 +131,41 @@ class ChildProcess:
             name = f"signal {-code}"
         return f"its process was killed by {name}"
 
+    def processes(self) -> list[psutil.Process]:
+        """The child, all that it started, and what else is in its process group."""
+        found: dict[int, psutil.Process] = {}
+        with contextlib.suppress(psutil.Error):
+            child = psutil.Process(self.pid)
+            found = {one.pid: one for one in [child, *child.children(recursive=True)]}
+        for pid in psutil.pids():
+            with contextlib.suppress(psutil.Error, OSError):
+                if os.getpgid(pid) == self.pid and pid not in found:
+                    found[pid] = psutil.Process(pid)
+        return list(found.values())
+
+    def resident_bytes(self, more_than: int) -> int:
+        """How much memory is resident in all the child's processes, or 0 if it is at most `more_than`.
+
+        Pages that processes share (after a fork, as data loaders do) count once, where the system tells.
+        """
+        processes = self.processes()
+        if sum(_memory(one, "memory_info", "rss") for one in processes) <= more_than:
+            return 0  # The quick look counts shared pages for each; already that is not too much.
+        total = sum(_memory(one, "memory_full_info", "pss") for one in processes)
+        return total if total > more_than else 0
+
     def kill(self) -> None:
-        """Kill the child and everything in its process group, now."""
-        try:
+        """Kill the child, everything in its process group and all that it started, now."""
+        beyond = self.processes()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            return
+        for one in beyond:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+
+    def rest_of_output(self) -> None:
+        """Take what the child printed before it was killed."""
+        self._read_output()
 
     def close(self) -> None:
         """End the child and give back all that it held. Idempotent."""
@@ -146,3 +179,12 @@ class ChildProcess:
         os.close(self._lifeline)
         self._lifeline = -1
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _memory(process: psutil.Process, method: str, field: str) -> int:
+    """One number of a process in bytes; 0 when it is gone by now."""
+    try:
+        info = getattr(process, method)()
+    except psutil.Error:
+        return 0
+    return int(getattr(info, field, 0) or info.rss)

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperfarm.blobs import blob_ids
 from hyperfarm.errors import DatabaseError, DatabaseUnavailable, LeaseLost, OutcomeUnknown
-from hyperfarm.jobs import Claim, JobState
-from hyperfarm.retry import patiently
-from hyperfarm.values import encode_keys
-from hyperfarm.worker.bundle_cache import Code, Refused, UnknownRevision
-from hyperfarm.worker.process import ChildDied, ChildProcess
-from hyperfarm.worker.wire import Message
+from hyperfarm.jobs import Claim
+from hyperfarm.worker.bundle_cache import Code
+from hyperfarm.worker.limits import rest_s
+from hyperfarm.worker.process import ChildProcess
+from hyperfarm.worker.trial_run import TrialRun, Unusable
 
 if TYPE_CHECKING:
     from hyperfarm.worker.supervisor import Supervisor
 
 log = logging.getLogger("hyperfarm.worker")
-REPORT_INTERVAL_S = 1.0
-
-
-class Unusable(Exception):
-    """The child could not load the bundle; `message` is what it said."""
-
-    def __init__(self, message: Message) -> None:
-        super().__init__(": ".join(message["error"]))
-        self.message = message
 
 
 class Slot(threading.Thread):
@@ -44,12 +31,15 @@ class Slot(threading.Thread):
         self.loaded: tuple[str | None, str] | None = None
         self.startup_s = 0.0
         self.token: str | None = None
-        self.jobs_done = 0
+        self.crashes = 0
+        self.pause: dict[str, Any] | None = None
+        """What the worker tells about this slot while it rests after crashes."""
 
     def run(self) -> None:
         try:
             while (claim := self.farm.next_claim(self)) is not None:
                 self._serve(claim)
+                self._rest()
         except DatabaseError as error:
             if not self.farm.leaving:
                 log.error("slot %d stops: %s", self.number, error)
@@ -94,9 +84,35 @@ class Slot(threading.Thread):
         finally:
             self.token = None
             self.farm.let_go(claim, time.monotonic() - started)
-            self.jobs_done += 1
+            run.clean_up()
+            self._count(run)
             if self.farm.options.fresh:
                 self.drop_child()
+
+    def _count(self, run: TrialRun) -> None:
+        """Count crashes in a row; they may be this host's fault (memory, a driver) and not the trials'."""
+        if run.crashed is None:
+            self.crashes = 0
+            return
+        self.crashes += 1
+        seconds = rest_s(self.crashes)
+        if seconds:
+            self.pause = {
+                "slot": self.number,
+                "crashes": self.crashes,
+                "reason": run.crashed,
+                "exp_key": run.claim.exp_key,
+                "seconds": seconds,
+                "until": None,
+            }
+
+    def _rest(self) -> None:
+        """Claim nothing for a while after crashes in a row, and say so; a worker that stops is not held up."""
+        if self.pause is None:
+            return
+        seconds = self.pause["seconds"]
+        log.warning("slot %d rests for %.0f s after %d crashes in a row", self.number, seconds, self.crashes)
+        self.farm.rest(self, seconds)
 
     def ready_child(self, claim: Claim, code: Code) -> ChildProcess:
         """Return a child that has the code loaded: the warm one, or a new one.
@@ -119,209 +135,3 @@ class Slot(threading.Thread):
         self.startup_s = time.monotonic() - started
         self.loaded = wanted
         return child
-
-
-class TrialRun:
-    """One attempt at one job: everything that happens between claim and outcome."""
-
-    def __init__(self, slot: Slot, claim: Claim) -> None:
-        self.slot, self.farm, self.claim = slot, slot.farm, claim
-        self.artifacts: dict[str, dict[str, Any]] = {}
-        self.attachments: dict[str, Any] = {}
-        self.reports: list[Message] = []
-        self.reports_due = 0.0
-        self.blobs_made: list[Any] = []
-
-    def carry_out(self) -> None:
-        """Run the attempt to its outcome. Raises LeaseLost when the job is not ours any more."""
-        claim = self.claim
-        try:
-            code = self._send(lambda: self.farm.codes.get(claim.exp_key, claim.doc.get("bundle")))
-        except Refused as refused:
-            self._give_back(str(refused))
-            return
-        except UnknownRevision as unknown:
-            self.cut_off(str(unknown))
-            return
-        try:
-            child = self.slot.ready_child(claim, code)
-            child.log.clear()
-            child.send(self._order(child, code))
-            answer = self._converse(child)
-        except Unusable as unusable:
-            self._not_loadable(unusable, code)
-        except ChildDied as died:
-            self._child_died(died)
-        else:
-            self._finish(answer, child)
-
-    def _order(self, child: ChildProcess, code: Code) -> Message:
-        doc = self.claim.doc
-        shown = {key: doc.get(key) for key in ("tid", "exp_key", "misc", "spec", "owner", "version", "state")}
-        return {
-            "type": "job",
-            "doc": {**shown, "result": {"status": "new"}},
-            "attempt": self.claim.attempt,
-            "scratch": str(child.scratch),
-            "hyperopt_losses": code.hyperopt_losses,
-        }
-
-    def _converse(self, child: ChildProcess) -> Message:
-        """Answer the child's messages until its result comes."""
-        while True:
-            wait = None if not self.reports else max(0.0, self.reports_due - time.monotonic())
-            message = child.receive(wait)
-            if message is not None and message["type"] == "result":
-                self._flush_reports()
-                return message
-            if message is not None and message["type"] == "report":
-                if not self.reports:
-                    self.reports_due = time.monotonic() + REPORT_INTERVAL_S
-                self.reports.append(message["values"])
-            elif message is not None:
-                child.send(self._answer(message))
-            if self.reports and time.monotonic() >= self.reports_due:
-                self._flush_reports()
-
-    def _flush_reports(self) -> None:
-        reports, self.reports = self.reports, []
-        if reports:
-            self._send(lambda: self.farm.store.add_reports(self.claim, reports))
-
-    def _answer(self, message: Message) -> Message:
-        """Carry out one request of the child; an error goes back to it as a sentence."""
-        try:
-            return {"value": self._handle(message)}
-        except (DatabaseError, OSError) as error:
-            return {"error": str(error)}
-
-    def _handle(self, message: Message) -> Any:
-        kind, blobs, claim = message["type"], self.farm.blobs, self.claim
-        if kind == "save":
-            path = Path(message["path"])
-            ref = self._send(lambda: blobs.put_for(claim, path, message["name"], message["kind"]))
-            self._replace_artifact(ref)
-        elif kind == "attach":
-            name, blob = self._send(lambda: blobs.put_attachment(claim, message["name"], message["data"]))
-            self.attachments[name] = blob
-        elif kind == "attached":
-            blob = self.attachments.get(message["name"])
-            if blob is None:
-                return None
-            name = message["name"]
-            return self._send(lambda: blobs.read_attachment({"_attachments": [[name, blob]]}, name))
-        elif kind == "attachments":
-            return list(self.attachments)
-        elif kind == "detach":
-            self.attachments.pop(message["name"], None)
-        elif kind == "checkpoint":
-            stored = self._send(lambda: blobs.externalise(message["result"], claim))
-            self.blobs_made += blob_ids(stored)
-            self._send(lambda: self.farm.store.checkpoint(claim, encode_keys(stored)))
-        return None
-
-    def _replace_artifact(self, ref: dict[str, Any]) -> None:
-        before = self.artifacts.get(ref["name"])
-        self.artifacts[ref["name"]] = ref
-        self.blobs_made.append(ref["blob"])
-        if before is not None:
-            self._send(lambda: self.farm.blobs.delete([before["blob"]]))
-
-    def _finish(self, answer: Message, child: ChildProcess) -> None:
-        fields: dict[str, Any] = {"duration": answer["duration_s"], **self._kept(child)}
-        if "result" in answer:
-            state = JobState.DONE
-            blobs, claim = self.farm.blobs, self.claim
-            stored = self._send(lambda: blobs.externalise(answer["result"], claim))
-            self.blobs_made += blob_ids(stored)
-            fields["result"] = encode_keys(stored)
-            if answer["notes"]:
-                fields["notes"] = answer["notes"][:20]
-        else:
-            state = JobState.ERROR
-            fields |= {"error": answer["error"], "traceback": answer["traceback"]}
-            fields["result"] = {"status": "fail"}
-        self._deliver(state, fields)
-
-    def _deliver(self, state: JobState, fields: dict[str, Any]) -> None:
-        try:
-            self._send(lambda: self.farm.store.finish(self.claim, state, fields))
-        except (DatabaseUnavailable, OutcomeUnknown):
-            raise
-        except DatabaseError as error:
-            # MongoDB will not have this result, however often it is computed.
-            state = JobState.ERROR
-            fields = {"error": ["ResultNotStored", str(error)], "result": {"status": "fail"}}
-            self.discard()
-            self._send(lambda: self.farm.store.finish(self.claim, state, fields))
-        outcome = fields["result"].get("loss", fields.get("error"))
-        log.info("trial %d of %s: %s %s", self.claim.tid, self.claim.exp_key, state.label, outcome)
-
-    def _kept(self, child: ChildProcess | None) -> dict[str, Any]:
-        """What is stored beside the outcome: artifacts, attachments, output."""
-        kept: dict[str, Any] = {}
-        if self.artifacts:
-            kept["artifacts"] = list(self.artifacts.values())
-        if self.attachments:
-            kept["_attachments"] = [[name, blob] for name, blob in self.attachments.items()]
-        text = child.log.content() if child is not None else b""
-        if text:
-            kept["log"] = self._store_log(text)
-        return kept
-
-    def _store_log(self, text: bytes) -> dict[str, Any]:
-        ref: dict[str, Any] = self._send(lambda: self.farm.blobs.put_for(self.claim, text, "log", "log"))
-        self.blobs_made.append(ref["blob"])
-        return ref
-
-    def _not_loadable(self, unusable: Unusable, code: Code) -> None:
-        """A module that this host lacks is the host's lack; anything else is the objective's fault."""
-        message, child = unusable.message, self.slot.child
-        if message["missing_module"] is not None:
-            reason = str(unusable)
-            self.farm.codes.refuse(self.claim.exp_key, code.revision, reason)
-            self._give_back(reason)
-        else:
-            fields = {
-                "error": message["error"],
-                "traceback": message["traceback"],
-                "result": {"status": "fail"},
-                **self._kept(child),
-            }
-            self._deliver(JobState.ERROR, fields)
-        self.slot.drop_child()
-
-    def _child_died(self, died: ChildDied) -> None:
-        if self.farm.leaving:
-            self._give_back("its worker was stopped")
-            return
-        if self.farm.is_lost(self.claim):
-            raise LeaseLost(f"trial {self.claim.tid} is no longer this worker's; it was stopped")
-        text = self.slot.child.log.content() if self.slot.child is not None else b""
-        self.slot.drop_child()
-        log.warning("trial %d of %s: %s", self.claim.tid, self.claim.exp_key, died)
-        self.cut_off(str(died), text)
-
-    def cut_off(self, reason: str, output: bytes = b"") -> None:
-        """Record that this attempt ended without a result; the job is tried again while attempts remain."""
-        self.discard()
-        fields = {"log": self._store_log(output)} if output else {}
-        if self._send(lambda: self.farm.store.end_attempt(self.claim, reason, fields)) is None:
-            self.discard()
-
-    def _give_back(self, reason: str) -> None:
-        self.slot.drop_child()
-        self._send(lambda: self.farm.store.release(self.claim, reason))
-        self.discard()
-
-    def discard(self) -> None:
-        """Remove the blobs of an attempt whose outcome is not kept; what cannot be removed now, gc finds."""
-        made, self.blobs_made = self.blobs_made, []
-        attached, self.attachments = list(self.attachments.values()), {}
-        self.artifacts = {}
-        with contextlib.suppress(DatabaseError):
-            self.farm.blobs.delete(made, attached)
-
-    def _send(self, call: Any) -> Any:
-        """Write to the database, waiting for it while it is away."""
-        return patiently(call, stop=lambda: self.farm.out_of_time)

@@ -18,14 +18,16 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import metadata
+from typing import TypeVar
 
 import hyperfarm
 from hyperfarm.blobs import Blobs
-from hyperfarm.errors import DatabaseError
+from hyperfarm.errors import DatabaseError, DatabaseUnavailable, OutcomeUnknown
 from hyperfarm.jobs import DEFAULT_LEASE_S, Claim
 from hyperfarm.reaping import Reaper
-from hyperfarm.retry import patiently
+from hyperfarm.retry import PATIENCE_S, patiently
 from hyperfarm.store import Store, new_token
 from hyperfarm.wakeup import Wakeup
 from hyperfarm.worker.bundle_cache import BundleCache
@@ -33,11 +35,13 @@ from hyperfarm.worker.fairness import FairShare
 from hyperfarm.worker.slot import Slot
 
 log = logging.getLogger("hyperfarm.worker")
+T = TypeVar("T")
 HEARTBEAT_S = 30.0
 IDLE_LOOK_S = 60.0
 """Even without news an idle slot looks at the queue this often."""
 WAITING_KNOWN_S = 0.1
 """For so long a slot may rely on what was found to wait (see `_try_to_claim`)."""
+JUST_AFTER_S = 0.02
 LOOK_S = 0.05
 UNREGISTER_S = 0.5
 LEAVE_S = 1.5
@@ -46,7 +50,11 @@ LEAVE_S = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """How one supervisor works. `exp_keys` empty: it serves every experiment."""
+    """How one supervisor works.
+
+    `exp_keys` empty: it serves every experiment. `trial_timeout_s` and `trial_memory` (bytes) bound every
+    trial on this host, besides what its experiment says. `patience_s`: how long the database may be away.
+    """
 
     slots: int = 1
     exp_keys: tuple[str, ...] = ()
@@ -54,6 +62,9 @@ class WorkerOptions:
     poll_s: float = 1.0
     fresh: bool = False
     max_jobs: int | None = None
+    trial_timeout_s: float | None = None
+    trial_memory: int | None = None
+    patience_s: float = PATIENCE_S
 
 
 class Supervisor:
@@ -75,6 +86,7 @@ class Supervisor:
         self._claims_left = options.max_jobs
         self._waiting: list[str | None] = []
         self._waiting_known_until = 0.0
+        self._next_due_s = IDLE_LOOK_S
         self._deadline: float | None = None
         self._wishes: deque[float] = deque()
         self._ended = threading.Event()
@@ -160,15 +172,36 @@ class Supervisor:
         """Wait for a job for this slot and claim it; None when the worker stops."""
         while not self._draining.is_set():
             seen = self.wakeup.generation
-            claim = patiently(lambda: self._try_to_claim(slot), stop=self._draining.is_set)
+            try:
+                claim = self._patiently(lambda: self._try_to_claim(slot))
+            except (DatabaseUnavailable, OutcomeUnknown):
+                if self._draining.is_set():
+                    return None  # The other slots' trials have their time to finish all the same.
+                raise
             if self.codes.has_news():
                 self._attempt(self._beat)
             if claim is not None:
                 return claim
             if self._claims_left == 0:
                 return None
-            self.wakeup.wait(seen, IDLE_LOOK_S)
+            self.wakeup.wait(seen, min(IDLE_LOOK_S, self._next_due_s))
         return None
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        return patiently(call, patience_s=self.options.patience_s, stop=self._draining.is_set)
+
+    def rest(self, slot: Slot, seconds: float) -> None:
+        """Hold up a slot for a while, and tell the farm of it at once; returns early when the worker stops."""
+
+        def tell() -> None:
+            if slot.pause is not None:
+                slot.pause["until"] = self.store.now() + timedelta(seconds=seconds)
+            self._beat()
+
+        self._attempt(tell)
+        self._draining.wait(seconds)
+        slot.pause = None
+        self._attempt(self._beat)
 
     def _try_to_claim(self, slot: Slot) -> Claim | None:
         """Claim a job of the experiment whose turn it is.
@@ -180,7 +213,9 @@ class Supervisor:
             claim = self._claim_first(slot, self._waiting)
             if claim is not None:
                 return claim
-        waiting = [key for key in self.store.queued_experiments() if self._may_serve(key)]
+        found = self.store.waiting()
+        self._next_due_s = IDLE_LOOK_S if found.next_s is None else found.next_s + JUST_AFTER_S
+        waiting = [key for key in found.exp_keys if self._may_serve(key)]
         self._waiting, self._waiting_known_until = waiting, time.monotonic() + WAITING_KNOWN_S
         return self._claim_first(slot, waiting)
 
@@ -215,7 +250,7 @@ class Supervisor:
                 key, worker=self.id, owner=owner, token=token, lease_s=self.options.lease_s
             )
 
-        claimed = patiently(claim, stop=self._draining.is_set)
+        claimed = self._patiently(claim)
         if claimed is not None:
             with self._lock:
                 self._held[token] = slot
@@ -288,6 +323,7 @@ class Supervisor:
             "busy": len(self._held),
             "draining": self._draining.is_set(),
             "refused": self.codes.refusals(),
+            "paused": [pause for slot in self.slots if (pause := slot.pause) is not None],
             "python": platform.python_version(),
             "versions": {"hyperfarm": hyperfarm.__version__, "hyperopt": metadata.version("hyperopt")},
         }

@@ -101,7 +101,7 @@ def refused_search(mongo_url: str, tmp_path: Path):
         return [one for host in store.workers_.find() for one in host.get("refused", [])]
 
     with started("run", str(script), "--mongo", mongo_url, "--max-evals", "2") as controller:
-        eventually(store.queued_experiments, "a job waits")
+        eventually(lambda: store.waiting().exp_keys, "a job waits")
         yield store, controller, refusals
     store.close()
 

@@ -63,7 +63,7 @@ def test_a_broken_connection_while_code_is_read_is_no_refusal(mongo_url, store, 
     admin = store.database.client.admin
     script = write(tmp_path, "blip.py", "return 1")
     with started("run", script, "--mongo", mongo_url, "--max-evals", "2") as controller:
-        eventually(store.queued_experiments, "a job waits")
+        eventually(lambda: store.waiting().exp_keys, "a job waits")
         admin.command(
             "configureFailPoint",
             "failCommand",
@@ -235,7 +235,7 @@ def test_a_time_limit_holds_with_the_database_away(outage, tmp_path):
         "run", script, "--mongo", outage.server.url, "--max-evals", "9", "--timeout", "4"
     ) as controller:
         store = Store.open(outage.server.url)
-        eventually(store.queued_experiments, "a job waits")
+        eventually(lambda: store.waiting().exp_keys, "a job waits")
         store.close()
         os.kill(outage.server.pid, signal.SIGKILL)
         assert "the time is up" in controller.communicate(timeout=20)[0]

@@ -191,7 +191,7 @@ def test_two_experiments_share_a_worker_fairly(mongo_url, store, tmp_path):
         started("run", str(tmp_path / "first.py"), *run),
         started("run", str(tmp_path / "second.py"), *run),
     ):
-        eventually(lambda: len(store.queued_experiments()) == 2, "both have jobs waiting")
+        eventually(lambda: len(store.waiting().exp_keys) == 2, "both have jobs waiting")
         with worker(mongo_url, tmp_path / "elsewhere", "--slots", "2"):
             eventually(
                 lambda: len(finished(store, "first")) + len(finished(store, "second")) >= 80, "80 trials"

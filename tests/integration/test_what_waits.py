@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from hyperfarm.jobs import Waiting
 from hyperfarm.store import Store
 from hyperfarm.worker.slot import Slot
 from hyperfarm.worker.supervisor import Supervisor, WorkerOptions
@@ -20,13 +21,13 @@ def asked() -> list[None]:
 @pytest.fixture
 def supervisor(store: Store, monkeypatch: pytest.MonkeyPatch, asked: list[None]) -> Iterator[Supervisor]:
     """One that serves every experiment, and notes each time it asks which have jobs waiting."""
-    ask = store.queued_experiments
+    ask = store.waiting
 
-    def noted() -> list[str | None]:
+    def noted() -> Waiting:
         asked.append(None)
         return ask()
 
-    monkeypatch.setattr(store, "queued_experiments", noted)
+    monkeypatch.setattr(store, "waiting", noted)
     monkeypatch.setattr("hyperfarm.worker.supervisor.WAITING_KNOWN_S", 3600.0)
     made = Supervisor(store, WorkerOptions())
     monkeypatch.setattr(made.codes, "may_serve", lambda key: True)

@@ -111,12 +111,12 @@ def test_parked_finished_and_foreign_jobs_are_not_claimed(store: Store) -> None:
     docs += [job(10 + state, state=state) for state in (1, 2, 3, 4)]
     store.insert_jobs(docs)
     assert store.claim(KEY, worker="w", owner="o", token="t", lease_s=60) is None
-    assert set(store.queued_experiments()) == {None, KEY, "other"}
+    assert set(store.waiting().exp_keys) == {None, "other"}
     assert claim(store, "other").tid == 1
     assert claim(store, None).tid == 2
     store.jobs.update_one({"tid": 0}, {"$set": {"owner": None}})
     assert claim(store).tid == 0
-    assert store.queued_experiments() == []
+    assert store.waiting().exp_keys == []
 
 
 def test_every_attempt_has_a_fresh_token_and_the_next_number(store: Store) -> None:

@@ -60,7 +60,7 @@ STATEMENTS: dict[str, tuple[Callable[[Store], Any], set[str]]] = {
     "withdraw_queued": (lambda s: s.withdraw_queued(KEY), {"queue"}),
     "cancel": (lambda s: s.cancel(KEY), {"jobs"}),
     "reap": (lambda s: s.reap(), {"lease_expiry", "_id_"}),
-    "queued_experiments": (lambda s: s.queued_experiments(), {"queue"}),
+    "waiting": (lambda s: s.waiting(), {"queue"}),
     "claim": (lambda s: claim(s), {"queue"}),
     "claim of None": (lambda s: claim(s, None), {"queue"}),
     "claimed": (lambda s: s.claimed("t391"), {"lease_token"}),

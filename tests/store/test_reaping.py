@@ -12,7 +12,7 @@ import pytest
 from pymongo import MongoClient, monitoring
 
 from hyperfarm.errors import DatabaseUnavailable
-from hyperfarm.jobs import Event, JobState
+from hyperfarm.jobs import PARKED_OWNER, Event, JobState
 from hyperfarm.mongo import normalise_url
 from hyperfarm.reaping import SECOND_LOOK_S, Reaper
 from hyperfarm.store import KEPT_HISTORY, Store
@@ -58,7 +58,8 @@ def test_a_job_is_tried_three_times_then_it_fails_with_the_whole_story(store: St
         assert [event for _, event in store.reap()] == [event]
         doc = stored(store, held)
         assert doc is not None
-        assert (doc["state"], doc["owner"], doc["attempt"]) == (state, None, number)
+        owner = PARKED_OWNER if event is Event.REQUEUE else None
+        assert (doc["state"], doc["owner"], doc["attempt"]) == (state, owner, number)
         assert [one["worker"] for one in doc["history"]] == [f"host{n}" for n in range(1, number + 1)]
     assert doc["result"] == {"status": "fail"}
     kind, story = doc["error"]
