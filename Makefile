@@ -8,7 +8,10 @@ DATASET ?= digits
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint check bench clean
+SEED    ?= 1
+MINUTES ?= 3
+
+.PHONY: demo test lint check bench chaos clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python examples/keras_digits.py --dataset $(DATASET)
@@ -25,6 +28,9 @@ check: lint test
 
 bench: $(VENV)/.dev-ready
 	$(BIN)/python -m benchmarks
+
+chaos: $(VENV)/.dev-ready
+	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ from bson import MinKey
 from pymongo import ASCENDING
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
+from pymongo.read_concern import ReadConcern
 
 from hyperfarm.indexes import ensure_indexes
 from hyperfarm.jobs import JobDoc, JobState
@@ -35,6 +36,8 @@ class JobQueries:
     def __init__(self, database: Database[Document]) -> None:
         self.database = database
         self.jobs = database["jobs"]
+        # A controller takes a finished job for finished for good, so it must not see what an election may undo.
+        self._settled_jobs = database.get_collection("jobs", read_concern=ReadConcern("majority"))
         self.reports_ = database["reports"]
 
     def _with_indexes(self, read: Callable[[], T]) -> T:
@@ -58,7 +61,7 @@ class JobQueries:
         """(tid, version, state) of every job of the experiment, from the index `view` alone."""
         with translated("comparing jobs"):
             query = _scope(exp_key)
-            docs = self._with_indexes(lambda: list(self.jobs.find(query, _BRIEF, hint="view")))
+            docs = self._with_indexes(lambda: list(self._settled_jobs.find(query, _BRIEF, hint="view")))
             for doc in docs:
                 yield doc["tid"], doc.get("version", 0), doc["state"]
 
@@ -72,13 +75,14 @@ class JobQueries:
         newer = [{"tid": {"$in": list(unfinished)}}, {"tid": {"$gt": last_tid}}]
         query = {**_scope(exp_key), "$or": newer}
         with translated("looking for changes"):
-            for doc in self.jobs.find(query, _BRIEF):
+            for doc in self._settled_jobs.find(query, _BRIEF):
                 yield doc["tid"], doc.get("version", 0), doc["state"]
 
     def jobs_by_tid(self, exp_key: str | None, tids: Iterable[int]) -> list[JobDoc]:
         """Job documents without what only a reader of one trial wants; index `view`."""
         with translated("reading jobs"):
-            docs = self.jobs.find({**_scope(exp_key), "tid": {"$in": list(tids)}}, _KEPT_LOCALLY)
+            query = {**_scope(exp_key), "tid": {"$in": list(tids)}}
+            docs = self._settled_jobs.find(query, _KEPT_LOCALLY)
             return [decode_job(doc) for doc in docs]
 
     def find_jobs(

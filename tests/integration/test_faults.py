@@ -133,7 +133,7 @@ def test_a_smaller_max_evals_of_fmin_ends_it(mongo_url, tmp_path):
     trials = MongoTrials(mongo_url, exp_key="less")
     common = {"algo": rand.suggest, "trials": trials, "show_progressbar": False}
     with worker(mongo_url, tmp_path / "w"):
-        fmin(abs, hp.uniform("x", -1, 1), timeout=3, **common)
+        fmin(abs, hp.uniform("x", -1, 1), early_stop_fn=lambda seen: (len(seen) > 2, []), **common)
         count = len(trials)
         assert count > 2
         fmin(abs, hp.uniform("x", -1, 1), max_evals=count + 2, **common)
