@@ -30,7 +30,7 @@ bench: $(VENV)/.dev-ready
 	$(BIN)/python -m benchmarks
 
 chaos: $(VENV)/.dev-ready
-	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES)
+	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES) --out chaos-out
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -25,6 +25,7 @@ from hyperfarm.controller.search import Limits, Search
 from hyperfarm.errors import DatabaseError, HyperfarmError, UsageError
 from hyperfarm.jobs import TrialLimits
 from hyperfarm.mongo import hide_password
+from hyperfarm.retry import patiently
 from hyperfarm.trials import MongoTrials
 
 STOP_S = 1.2
@@ -118,15 +119,18 @@ def search(
         replace_code=job.replace_code,
         hyperopt_losses=job.hyperopt_losses,
     )
-    experiment = open_experiment(trials.store, trials.blobs, request)
-    trials.local.refresh(full=True)
+    patience_s = limits.patience_s
+    experiment = patiently(
+        lambda: open_experiment(trials.store, trials.blobs, request), patience_s=patience_s
+    )
+    patiently(lambda: trials.local.refresh(full=True), patience_s=patience_s)
     hint = (
         "no worker serves this experiment; start one, here or on another host: hyperfarm worker --mongo "
         f"{hide_password(url) if url else 'URL'}"
     )
     with Progress(exp_key, hint) if show else contextlib.nullcontext() as progress:
         say = progress.say if progress is not None else lambda _: None
-        with local_worker(url, exp_key, workers, say, limits.patience_s) as local:
+        with local_worker(url, exp_key, workers, say, patience_s) as local:
             loop = Search(
                 trials,
                 experiment,

@@ -28,7 +28,10 @@ from hyperfarm.mongo import Document, translated
 from hyperfarm.values import decode_keys, encode_keys
 
 REF = "hyperfarm_blob"
-"""The key that marks a dict as a reference to a blob: {REF: id, "size": bytes, "sha256": hex, "holds": kind}."""
+"""The key that marks a dict as a reference to a blob: {REF: id, "size": bytes, "sha256": hex, "holds": kind}.
+
+The reference of a whole result also lists, as "parts", the blobs that are referred to inside that blob.
+"""
 MAX_INLINE_BINARY = 1 << 20
 MAX_INLINE_RESULT = 8 << 20
 """Of the 16 MB of a document, the rest is left to parameters, history and errors."""
@@ -133,11 +136,13 @@ class Blobs:
             return [blob for doc in docs for _, blob in doc.get("_attachments", ())]
 
     def put_attachment(self, claim: Claim, name: str, data: bytes) -> tuple[str, ObjectId]:
-        """Store an attachment as hyperopt does; return the pair that goes into the job's `_attachments`."""
+        """Store an attachment as hyperopt does; return the pair that goes into the job's `_attachments`.
+
+        Its metadata tells it from hyperopt's own.
+        """
+        metadata = {"exp_key": claim.exp_key, "tid": claim.tid, "token": claim.lease.token}
         with translated(f"storing attachment {name}"):
-            blob: ObjectId = self._attachments.upload_from_stream(
-                name, data, metadata={"exp_key": claim.exp_key, "tid": claim.tid}
-            )
+            blob: ObjectId = self._attachments.upload_from_stream(name, data, metadata=metadata)
         return name, blob
 
     def read_attachment(self, job: JobDoc, name: str) -> bytes:
@@ -162,6 +167,9 @@ class Blobs:
         kept = {**dict(small_ones[:KEPT_INLINE]), "status": result["status"]}
         if "loss" in result:
             kept["loss"] = result["loss"]
+        parts = blob_ids(small)
+        if parts:  # Whoever asks what the job refers to need not read the blob.
+            kept["parts"] = parts
         return {**kept, REF: ref["blob"], "size": ref["size"], "sha256": ref["sha256"], "holds": "result"}
 
     def _move_binaries(self, value: Any, claim: Claim, where: str) -> Any:
@@ -191,7 +199,8 @@ class Blobs:
 def blob_ids(value: Any) -> list[ObjectId]:
     """All blobs that a stored result refers to."""
     if isinstance(value, dict):
-        own = [value[REF]] if REF in value else []
+        parts = value.get("parts")
+        own = [value[REF], *(parts if isinstance(parts, list) else ())] if REF in value else []
         return own + [blob for item in value.values() for blob in blob_ids(item)]
     if isinstance(value, list):
         return [blob for item in value for blob in blob_ids(item)]

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("hyperfarm.analysis.commands", "Print what a trial printed."),
     "cancel": ("hyperfarm.controller.commands", "Cancel an experiment's waiting and running trials."),
     "rm": ("hyperfarm.controller.commands", "Delete an experiment with everything that belongs to it."),
+    "gc": ("hyperfarm.garbage_commands", "Find what nothing refers to any more, and remove it."),
     "db": ("hyperfarm.db_commands", "Start, stop or look at the private MongoDB of this machine."),
     "doctor": ("hyperfarm.doctor_commands", "Check database, workers and this host, and say what to do."),
 }

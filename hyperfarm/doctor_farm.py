@@ -264,5 +264,5 @@ def check_signatures(faults: Mapping[str, str], checked: int, total: int, has_se
             listed(f"{key}: {fault}" for key, fault in faults.items()),
             "workers with this host's secret refuse these experiments",
         )
-    which = "all" if checked == total else f"the {checked} newest of"
-    return good(name, f"code of {which} {counted(total, 'experiment')} is signed with this host's secret")
+    which = f"the {checked} newest of " if checked < total else "all " if total > 1 else ""
+    return good(name, f"code of {which}{counted(total, 'experiment')} is signed with this host's secret")

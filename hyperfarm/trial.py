@@ -16,10 +16,21 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-__all__ = ["attempt", "checkpoint", "exp_key", "id", "report", "resume", "save", "save_model"]
+__all__ = [
+    "attempt",
+    "checkpoint",
+    "exp_key",
+    "id",
+    "keras_callback",
+    "report",
+    "resume",
+    "save",
+    "save_model",
+]
 
 MODEL_NAME = "model.keras"
 
@@ -131,6 +142,38 @@ def resume() -> Path | None:
     The file is this trial's to read until it ends. Outside a farm there is never one.
     """
     return None if _link is None else _link.last_checkpoint()
+
+
+def keras_callback(
+    *,
+    every: int = 1,
+    every_s: float = 0.0,
+    loss: str | Callable[[dict[str, Any]], float] | None = None,
+    name: str = "fit",
+) -> Any:
+    """Return a Keras callback that reports each epoch, keeps checkpoints, and resumes from the last one.
+
+        model.fit(x, y, epochs=50, callbacks=[..., trial.keras_callback()])
+
+    At the end of each epoch Keras' logs are reported with `step=epoch`. The reported `loss` is `val_loss` where
+    there is one (the training loss is `train_loss` then), else the training loss; `loss` names another log or
+    is a function of the logs. With `validation_freq` above 1 name it: epochs without it report no loss.
+
+    A checkpoint is stored after `every` epochs and when training ends, but not until `every_s` seconds after
+    the one before (or after the trial's first fit began). In a later attempt at the trial the same `fit` goes
+    on after the last stored epoch, with weights, optimizer, random states of layers and the History of all
+    epochs; shuffled data come in another order, and other callbacks begin anew (EarlyStopping's patience and
+    best weights). Put it last, so that it sees what the others do. Raises OSError when the database refuses
+    a checkpoint.
+
+    A trial may have several fits: the n-th one of a `name` goes on as the n-th one of that name. One that had
+    ended is not trained again, its model is restored. A checkpoint of another model (classes, shapes) is not
+    used. The trial has one checkpoint, so use this or `checkpoint`: the later one replaces the earlier.
+    Outside a farm it does nothing but check.
+    """
+    from hyperfarm.keras_callback import make
+
+    return make(every=every, every_s=every_s, loss=loss, name=name)
 
 
 def _as_file(data: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[Path, bool]:

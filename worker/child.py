@@ -7,6 +7,7 @@ the socket FD to its supervisor. It dies with its supervisor.
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import os
 import pickle
@@ -26,6 +27,7 @@ from hyperfarm.worker import wire
 
 MAX_REPORT = 100_000
 GUARD_EVERY_S = 1.0
+TRIES_TO_CLEAN = 10
 
 
 class Link:
@@ -162,6 +164,7 @@ def run_job(evaluate: Evaluator, job: wire.Message, link: Link) -> wire.Message:
         answer = {
             "error": [type(error).__name__, str(error)[:4000]],
             "traceback": _traceback_of(error),
+            "disk_full": isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT),
         }
     finally:
         trial.leave()
@@ -180,8 +183,10 @@ def _traceback_of(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))[-60_000:]
 
 
-def start_guardian() -> None:
+def start_guardian() -> int:
     """Fork a tiny process that kills this process group when the supervisor or this process is gone.
+
+    Returns its process id.
 
     A process and not a thread: it does its work also while the objective holds the GIL or has crashed, and
     takes along what the objective has started. It is in a group of its own, so that it can then remove the
@@ -190,9 +195,10 @@ def start_guardian() -> None:
     lifeline = int(os.environ.pop("HYPERFARM_LIFELINE"))
     scratch = os.environ.pop("HYPERFARM_SCRATCH")
     guarded = os.getpid()
-    if os.fork() != 0:
+    guardian = os.fork()
+    if guardian != 0:
         os.close(lifeline)
-        return
+        return guardian
     os.setpgid(0, 0)
     # Nothing may stay open here, or the supervisor would not notice the end of the child.
     os.closerange(0, lifeline)
@@ -203,12 +209,16 @@ def start_guardian() -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(guarded, signal.SIGKILL)
     select.select([lifeline], [], [])  # While the supervisor lives, the folder is its own.
-    shutil.rmtree(scratch, ignore_errors=True)
+    for _ in range(TRIES_TO_CLEAN):  # A process that is being killed may still put a file there.
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not os.path.exists(scratch):
+            break
+        time.sleep(GUARD_EVERY_S)
     os._exit(0)
 
 
 def main() -> None:
-    start_guardian()  # First of all: a fork wants a process without threads.
+    guardian = start_guardian()  # First of all: a fork wants a process without threads.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business.
     faulthandler.enable()  # After a crash the trial's log says where in the objective it was.
@@ -233,7 +243,7 @@ def main() -> None:
             }
         )
         return
-    link.send({"type": "ready"})
+    link.send({"type": "ready", "guardian": guardian})
     while (order := wire.receive(channel)) is not None:
         link.send(run_job(evaluate, order, link))
 

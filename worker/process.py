@@ -41,6 +41,8 @@ class ChildProcess:
 
     def __init__(self, revision: str) -> None:
         self.revision = revision
+        self.guardian: int | None = None
+        """The process that cleans up after the child; it ends by itself."""
         self.log = LogBuffer()
         self.scratch = Path(tempfile.mkdtemp(prefix="hyperfarm-"))
         ours, theirs = socket.socketpair()
@@ -136,7 +138,8 @@ class ChildProcess:
         found: dict[int, psutil.Process] = {}
         with contextlib.suppress(psutil.Error):
             child = psutil.Process(self.pid)
-            found = {one.pid: one for one in [child, *child.children(recursive=True)]}
+            below = child.children(recursive=True)
+            found = {one.pid: one for one in [child, *below] if one.pid != self.guardian}
         for pid in psutil.pids():
             with contextlib.suppress(psutil.Error, OSError):
                 if os.getpgid(pid) == self.pid and pid not in found:

@@ -41,6 +41,8 @@ class Slot(threading.Thread):
                 self._serve(claim)
                 self._rest()
         except DatabaseError as error:
+            if self.farm.is_over:
+                return
             if not self.farm.leaving:
                 log.error("slot %d stops: %s", self.number, error)
             self.farm.fail(str(error))
@@ -77,6 +79,8 @@ class Slot(threading.Thread):
         except (DatabaseUnavailable, OutcomeUnknown):
             raise
         except Exception as error:
+            if self.farm.is_over:
+                return  # The connection was closed under us: the worker has left.
             # Whatever it is, it must not cost the farm this slot, nor leave the job running for ever.
             log.exception("slot %d: an error of hyperfarm's own", self.number)
             self.drop_child()
@@ -132,6 +136,7 @@ class Slot(threading.Thread):
         assert answer is not None
         if answer["type"] == "unusable":
             raise Unusable(answer)
+        child.guardian = answer["guardian"]
         self.startup_s = time.monotonic() - started
         self.loaded = wanted
         return child

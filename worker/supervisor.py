@@ -98,7 +98,6 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until stopped; on return no child is left and this worker is unregistered."""
-        self._beat()
         heart = threading.Thread(target=self._keep_beating, daemon=True, name="heartbeat")
         heart.start()
         for slot in self.slots:
@@ -160,6 +159,11 @@ class Supervisor:
         """A slot cannot go on (the database is away for too long): stop the whole worker."""
         self.failure = reason
         self.leave()
+
+    @property
+    def is_over(self) -> bool:
+        """True when `run` is about to return: what a slot still does is not waited for."""
+        return self._ended.is_set()
 
     @property
     def out_of_time(self) -> bool:
@@ -287,6 +291,7 @@ class Supervisor:
 
     def _keep_beating(self) -> None:
         """Renew leases and say that we live, until the end; an error is told and the next beat tries again."""
+        self._attempt(self._beat)
         interval = min(self.options.lease_s / 3, HEARTBEAT_S)
         while not self._ended.wait(interval * random.uniform(0.9, 1.0)):
             self._attempt(self._renew)

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperfarm.blobs import blob_ids
-from hyperfarm.errors import DatabaseError, DatabaseUnavailable, LeaseLost, OutcomeUnknown
+from hyperfarm.errors import (
+    DatabaseError,
+    DatabaseUnavailable,
+    HyperfarmError,
+    LeaseLost,
+    OutcomeUnknown,
+    UsageError,
+)
 from hyperfarm.jobs import Claim, JobState, TrialLimits
 from hyperfarm.retry import patiently
 from hyperfarm.values import encode_keys
@@ -32,6 +39,10 @@ class Unusable(Exception):
     def __init__(self, message: Message) -> None:
         super().__init__(": ".join(message["error"]))
         self.message = message
+
+
+class DiskFull(Exception):
+    """There is no room left on this host for a file that the trial needs."""
 
 
 class TrialRun:
@@ -72,8 +83,13 @@ class TrialRun:
             self._child_died(died)
         except LimitExceeded as limit:
             self._stop_for(limit)
+        except DiskFull as full:
+            self._disk_full(str(full))
         else:
-            self._finish(answer, child)
+            if answer.get("disk_full"):
+                self._disk_full(": ".join(answer["error"]))
+            else:
+                self._finish(answer, child)
 
     def _order(self, child: ChildProcess, code: Code) -> Message:
         doc = self.claim.doc
@@ -126,7 +142,9 @@ class TrialRun:
         """Carry out one request of the child; an error goes back to it as a sentence."""
         try:
             return {"value": self._handle(message)}
-        except (DatabaseError, OSError) as error:
+        except LeaseLost:
+            raise
+        except (HyperfarmError, OSError) as error:
             return {"error": str(error)}
 
     def _handle(self, message: Message) -> Any:
@@ -181,6 +199,8 @@ class TrialRun:
                 self._send(lambda: self.farm.blobs.save(ref, path))
         except (DatabaseUnavailable, OutcomeUnknown):
             raise
+        except UsageError as error:
+            raise DiskFull(str(error)) from error
         except DatabaseError as error:
             log.warning("trial %d of %s begins anew: %s", self.claim.tid, self.claim.exp_key, error)
             return None
@@ -249,11 +269,19 @@ class TrialRun:
             self._send(lambda: self.farm.store.finish(self.claim, state, fields))
         self._prune_models(fields)
         if self.checkpoint is not None:
-            self._forget_checkpoint(self.checkpoint["blob"])
+            self._forget(self.checkpoint["blob"])
+        if "log" in fields:
+            self._forget_last_log()
         outcome = fields["result"].get("loss", fields.get("error"))
         log.info("trial %d of %s: %s %s", self.claim.tid, self.claim.exp_key, state.label, outcome)
 
-    def _forget_checkpoint(self, blob: Any) -> None:
+    def _forget_last_log(self) -> None:
+        """Delete the log of the attempt before, which this one's has replaced."""
+        before = self.claim.doc.get("log")
+        if before is not None:
+            self._forget(before["blob"])
+
+    def _forget(self, blob: Any) -> None:
         with contextlib.suppress(DatabaseError):  # What is left now, gc finds.
             self.farm.blobs.delete([blob])
 
@@ -303,12 +331,22 @@ class TrialRun:
         log.warning("trial %d of %s: %s", self.claim.tid, self.claim.exp_key, died)
         self.cut_off(str(died), text)
 
+    def _disk_full(self, reason: str) -> None:
+        """This host's trouble and not the trial's fault: it is tried again, elsewhere if this slot has to rest."""
+        self.crashed = f"no room on this host's disk: {reason}"
+        text = self.slot.child.log.content() if self.slot.child is not None else b""
+        self.slot.drop_child()
+        log.warning("trial %d of %s: %s", self.claim.tid, self.claim.exp_key, self.crashed)
+        self.cut_off(self.crashed, text)
+
     def cut_off(self, reason: str, output: bytes = b"") -> None:
         """Record that this attempt ended without a result; the job is tried again while attempts remain."""
         self.discard()
         fields = {"log": self._store_log(output)} if output else {}
         if self._send(lambda: self.farm.store.end_attempt(self.claim, reason, fields)) is None:
             self.discard()
+        elif output:
+            self._forget_last_log()
 
     def _give_back(self, reason: str) -> None:
         self.slot.drop_child()
