@@ -8,7 +8,7 @@ from hyperfarm.analysis.files import check_writable, write_whole
 from hyperfarm.analysis.reading import MISSING, Document, Experiment, at_path, loss_of, outcome
 from hyperfarm.blobs import REF, Blobs
 from hyperfarm.errors import UsageError
-from hyperfarm.jobs import JobDoc, JobState
+from hyperfarm.jobs import JobDoc, JobState, TrialLimits
 
 HOW_TO_SAVE = "call trial.save_model(model) or trial.save(name, file) in the objective"
 
@@ -35,10 +35,16 @@ def _artifact(experiment: Experiment, job: JobDoc, name: str | None) -> Document
     artifacts: list[Document] = job.get("artifacts") or []
     if name is not None:
         return next((one for one in artifacts if one["name"] == name), None)
+    where = f"trial {job['tid']} of {experiment.name}"
+    removed = _model_removed(job)
+    if removed:  # Another file in the model's place would be a surprise.
+        others = ", ".join([one["name"] for one in artifacts] + _other_names(job))
+        raise UsageError(
+            f"the model of {where} {removed}" + (f"; choose by --name: {others}" if others else "")
+        )
     models = [one for one in artifacts if one["kind"] == "model"] or artifacts
     if len(models) == 1:
         return models[0]
-    where = f"trial {job['tid']} of {experiment.name}"
     if models:
         raise UsageError(f"{where} saved several files; choose one by --name: {_names(models)}")
     if not JobState(job["state"]).is_finished:
@@ -51,6 +57,17 @@ def _artifact(experiment: Experiment, job: JobDoc, name: str | None) -> Document
 
 def _names(artifacts: list[Document]) -> str:
     return ", ".join(one["name"] for one in artifacts)
+
+
+def _model_removed(job: JobDoc) -> str | None:
+    """Why the model that the trial saved is not there, as the rest of a sentence; None when nobody removed it."""
+    if not job.get("models_removed") or any(one["kind"] == "model" for one in job.get("artifacts") or ()):
+        return None
+    keep = TrialLimits.of(job).keep_models
+    if keep == 0:
+        return "was removed, because no models are kept (--keep-models none)"
+    best = {None: "models of the best trials are", 1: "model of the best trial is"}
+    return f"was removed, because only the {best.get(keep, f'models of the {keep} best trials are')} kept"
 
 
 def _other_names(job: JobDoc) -> list[str]:
@@ -76,6 +93,8 @@ def _from_result(blobs: Blobs, experiment: Experiment, job: JobDoc, name: str) -
         return blobs.read_attachment(job, name)
     there = [one["name"] for one in job.get("artifacts") or ()] + _other_names(job)
     known = f"it has {', '.join(there)}" if there else f"it saved nothing; to have a file, {HOW_TO_SAVE}"
+    if removed := _model_removed(job):
+        known += f"; its model {removed}"
     problem = "has no file called" if value is MISSING else f"holds a {type(value).__name__}, no file, under"
     raise UsageError(f"trial {job['tid']} of {experiment.name} {problem} {name!r}; {known}")
 

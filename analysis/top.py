@@ -77,7 +77,9 @@ def render(shot: Snapshot, height: int, trouble: str = "") -> Group:
     parts: list[RenderableType] = [
         Text(_head(shot), style="bold"),
         Text(),
-        make_table(EXPERIMENTS, experiment_rows(shot.experiments[:experiments], shot.at), _NUMERIC),
+        make_table(EXPERIMENTS, experiment_rows(shot.experiments[:experiments], shot.at), _NUMERIC)
+        if shot.experiments
+        else Text("no experiments yet"),
         *_more(len(shot.experiments) - experiments, "experiments"),
     ]
     if shot.workers:

@@ -29,13 +29,16 @@ def cache_dir() -> Path:
 
 
 def mongo_url(given: str | None = None) -> str | None:
-    """Return the URL of the database that is meant, or None for the private one."""
+    """Return the URL of the database that is meant, or None for the private one. Raises SettingsError."""
     if given:
         return given
     if os.environ.get("HYPERFARM_MONGO"):
         return os.environ["HYPERFARM_MONGO"]
     file = config_dir() / "mongo-url"
-    return file.read_text().strip() or None if file.is_file() else None
+    try:
+        return file.read_text().strip() or None if file.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the address of the database cannot be read from {file}: {error}") from error
 
 
 def mongo_password() -> str | None:

@@ -193,6 +193,7 @@ def test_show_as_json(run: Run, searched: Farm) -> None:
 def test_show_one_trial(run: Run, farm: Farm, store: Store) -> None:
     first = farm.begin(units=64.0)
     store.end_attempt(first, "the process was killed by signal 9")
+    store.jobs.update_one({"_id": first.job_id}, {"$set": {"not_before": store.now()}})
     claim = store.claim("digits", worker="w2", owner="host:2", token=new_token(), lease_s=90)
     assert claim is not None
     store.add_reports(claim, [{"step": 0, "loss": 0.9}, {"step": 1, "loss": 0.8, "lr": 1e-4}])

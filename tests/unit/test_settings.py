@@ -131,3 +131,11 @@ def test_folders_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert settings.config_dir() == tmp_path / "c"
     assert settings.cache_dir() == tmp_path / "d"
     assert settings.secret_file() == tmp_path / "c" / "secret"
+
+
+def test_an_unreadable_file_with_the_address_is_told_in_a_sentence(own_home):
+    file = settings.config_dir() / "mongo-url"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match="mongo-url"):
+        settings.mongo_url()
