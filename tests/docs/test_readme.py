@@ -58,6 +58,22 @@ def test_the_commands_of_your_own_objective(task):
         run_line(line, task)
 
 
+def test_the_commands_for_when_things_go_wrong(task):
+    run_line(block("sh", "hyperfarm ls").splitlines()[0], task)
+    assert "40 ok, 0 failed" in run_line(block("sh", "--trial-timeout").strip(), task)
+    assert "attempt" in run_line("hyperfarm show optimise_task 3", task)
+    doctor, top, gc = block("sh", "hyperfarm doctor").splitlines()
+    assert "ok" in run_line(doctor, task)
+    assert "optimise_task" in run_line(top, task)
+    run_line(gc, task)
+
+
+def test_the_training_that_resumes_runs_alone(tmp_path):
+    code = "import json\nfrom hyperfarm import trial\n" + block("python", "trial.resume()") + "print(train({}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'loss': 0.1" in done.stdout
+
+
 def test_the_objective_runs_alone(task):
     code = "import optimise_task; print(optimise_task.objective({'lr': 0.01, 'layers': 1})['loss'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=task, capture_output=True, text=True, check=True)
