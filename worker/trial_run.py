@@ -179,6 +179,7 @@ class TrialRun:
     def _keep_checkpoint(self, path: Path) -> None:
         """Upload, commit, and only then delete the one before: there is always a whole one to resume from."""
         blobs, claim, before = self.farm.blobs, self.claim, self.checkpoint
+        self._flush_reports()  # What was told before the checkpoint must not be lost when it is resumed.
         ref = self._send(lambda: blobs.put_for(claim, path, "checkpoint", "checkpoint"))
         self.blobs_made.append(ref["blob"])
         self._send(lambda: self.farm.store.keep_checkpoint(claim, ref))

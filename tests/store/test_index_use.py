@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from bson import ObjectId
 
 from hyperfarm.blobs import Blobs
 from hyperfarm.indexes import INDEXES, ensure_indexes
@@ -31,6 +32,7 @@ def full(store: Store) -> Store:
                 fields["lease"] = {"token": f"t{tid}", "worker": "w", "expires": store.now()}
             if state == 2:
                 fields["result"] = {"status": "ok", "loss": float(n % 7)}
+                fields["artifacts"] = [{"name": "m", "kind": "model", "blob": ObjectId()}]
             docs.append(job(tid, key, **fields))
             reports.append({"exp_key": key, "tid": tid, "token": f"t{tid}", "loss": 1.0})
         for _ in range(3):
@@ -78,6 +80,7 @@ STATEMENTS: dict[str, tuple[Callable[[Store], Any], set[str]]] = {
     "job": (lambda s: s.job(KEY, 3), {"view"}),
     "job_rows": (lambda s: s.job_rows(KEY, ["state"]), {"view"}),
     "best_job": (lambda s: s.best_job(KEY), {"best"}),
+    "prune_models": (lambda s: s.prune_models(KEY, 3), {"models", "_id_"}),
     "running_count": (lambda s: s.running_count(), {"lease_expiry"}),
     "remove_jobs": (lambda s: s.remove_jobs("other"), {"jobs", "trial"}),
     "new_tids": (lambda s: s.new_tids(3), {"counter"}),
