@@ -80,7 +80,7 @@ class Supervisor:
         self.leaving = False
         self.failure: str | None = None
         self._draining = threading.Event()
-        self._lock = threading.Lock()
+        self._lock, self._door = threading.Lock(), threading.Lock()
         self._held: dict[str, Slot] = {}
         self._lost: set[str] = set()
         self._claims_left = options.max_jobs
@@ -173,23 +173,41 @@ class Supervisor:
     # ---- claiming ----------------------------------------------------------------------------------
 
     def next_claim(self, slot: Slot) -> Claim | None:
-        """Wait for a job for this slot and claim it; None when the worker stops."""
-        while not self._draining.is_set():
-            seen = self.wakeup.generation
-            try:
-                claim = self._patiently(lambda: self._try_to_claim(slot))
-            except (DatabaseUnavailable, OutcomeUnknown):
-                if self._draining.is_set():
-                    return None  # The other slots' trials have their time to finish all the same.
-                raise
-            if self.codes.has_news():
-                self._attempt(self._beat)
-            if claim is not None:
-                return claim
-            if self._claims_left == 0:
-                return None
-            self.wakeup.wait(seen, min(IDLE_LOOK_S, self._next_due_s))
-        return None
+        """Wait for a job for this slot and claim it; None when the worker stops.
+
+        One idle slot at a time waits for news, at the door; the next takes its place when it has found a job.
+        """
+        seen = self.wakeup.generation
+        claim = self._look(slot)
+        if claim is not None:
+            return claim
+        with self._door:
+            while claim is None and not self._claims_no_more():
+                self.wakeup.wait(seen, min(IDLE_LOOK_S, self._next_due_s))
+                seen = self.wakeup.generation
+                claim = self._look(slot)
+        if claim is not None:
+            self.wakeup.found()
+        return claim
+
+    def _look(self, slot: Slot) -> Claim | None:
+        """Claim a job if there is one now."""
+        if self._claims_no_more():
+            return None
+        try:
+            claim = self._patiently(lambda: self._try_to_claim(slot))
+        except (DatabaseUnavailable, OutcomeUnknown):
+            if self._draining.is_set():
+                return None  # The other slots' trials have their time to finish all the same.
+            raise
+        if self.codes.has_news():
+            self._attempt(self._beat)
+        if self._claims_left == 0:
+            self.wakeup.notify()  # The slots that wait have nothing to wait for.
+        return claim
+
+    def _claims_no_more(self) -> bool:
+        return self._draining.is_set() or self._claims_left == 0
 
     def _patiently(self, call: Callable[[], T]) -> T:
         return patiently(call, patience_s=self.options.patience_s, stop=self._draining.is_set)
