@@ -17,6 +17,7 @@ from bson import json_util
 
 from hyperfarm.errors import HyperfarmError
 from hyperfarm.jobs import JobState
+from hyperfarm.retry import patiently
 from hyperfarm.store import Store
 from tests.chaos import objective, outcome
 from tests.chaos.blob_books import check_blobs
@@ -149,9 +150,10 @@ def _settle(world: World) -> tuple[float, list[Finding]]:
     """Wait for the end of the search; it is stuck when no trial has finished for STUCK_S seconds."""
     healed = progress = time.monotonic()
     finished = -1
-    with contextlib.closing(Store.open(world.cluster.url(DATABASE), app="campaign")) as store:
+    url = world.cluster.url(DATABASE)
+    with contextlib.closing(patiently(lambda: Store.open(url, app="campaign"))) as store:
         while not world.farm.is_complete and time.monotonic() < progress + STUCK_S:
-            count = len(store.find_jobs(EXP_KEY, (JobState.DONE, JobState.ERROR), hide=("result", "misc")))
+            count = patiently(lambda: _finished(store))
             if count > finished:
                 finished, progress = count, time.monotonic()
             world.stop.wait(0.5)
@@ -162,6 +164,10 @@ def _settle(world: World) -> tuple[float, list[Finding]]:
         program.signal(signal.SIGABRT)  # All stacks go to the logs.
     text = f"no trial finished for {STUCK_S:.0f} s after the faults, and the search is not complete"
     return settled_s, [Finding(kind="stuck", text=text)]
+
+
+def _finished(store: Store) -> int:
+    return len(store.find_jobs(EXP_KEY, (JobState.DONE, JobState.ERROR), hide=("result", "misc")))
 
 
 def _servers(world: World) -> set[int]:
@@ -184,7 +190,7 @@ def _balance(
     )
     url = world.cluster.url(DATABASE)
     journal = Journal(folder / "journal")
-    store = Store.open(url, app="campaign")
+    store = patiently(lambda: Store.open(url, app="campaign"))
     try:
         found += balance(store, journal, terms)
         found += check_resumed(journal, terms)
