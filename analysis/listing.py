@@ -206,7 +206,7 @@ def print_trial(experiment: Experiment, job: JobDoc, reports: Sequence[Document]
 def _own_result(job: JobDoc) -> Document:
     """The result without what the head of the page says already."""
     result = job.get("result") or {}
-    hidden = {"loss"} | ({REF, "size", "sha256", "holds"} if REF in result else set())
+    hidden = {"loss"} | ({REF, "size", "sha256", "holds", "parts"} if REF in result else set())
     shown = {key: value for key, value in result.items() if key not in hidden}
     if REF in result:
         shown["(the rest)"] = f"<{size(result['size'])} in GridFS>"

@@ -168,6 +168,9 @@ class Search:
     def _put_away(self) -> None:
         try:
             self.store.withdraw_queued(self.experiment.exp_key)
+            if self.trial_limits.keep_models is not None:  # What a worker that died left undone.
+                keep = self.trial_limits.keep_models
+                self.trials.blobs.delete(self.store.prune_models(self.experiment.exp_key, keep))
             self.trials.local.refresh(full=True)
             self.trials.show_local()
             self._show(self._situation())

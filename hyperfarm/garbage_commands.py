@@ -78,14 +78,14 @@ def gc(delete: bool, older_than_s: float, exp_key: str | None, mongo: str | None
     if as_json:
         _print_json(told, found.waiting_rows(), removed=delete, older_than_s=older_than_s)
         return
-    age = f" and is at least {older_than_s:g} s old" if older_than_s else ""
+    age = f", at least {older_than_s:g} s old," if older_than_s else ""
     _print_rows(told)
     if not told:
-        click.echo(f"There is nothing{' to remove' if delete else ''} that nothing refers to{age}.")
+        click.echo(f"There is nothing{age} that nothing refers to.")
     elif delete:
         click.echo(f"Removed: {_total(told)}.")
     else:
-        click.echo(f"{_total(told)} that nothing refers to{age}.")
+        click.echo(f"{_total(told)}{age} that nothing refers to.")
         click.echo(f"Remove it: {_command(older_than_s, exp_key, mongo)}")
     if found.waiting:
         click.echo(
@@ -124,11 +124,12 @@ def _item(row: Row) -> dict[str, Any]:
 
 
 def _print_rows(rows: Sequence[Row]) -> None:
-    width = max((len(str(row.exp_key)) for row in rows), default=0)
-    for row in rows:
-        name = NAMES.get(row.what, row.what)
+    owners = ["-" if row.exp_key == "" else str(row.exp_key) for row in rows]
+    width = max(map(len, owners), default=0)
+    for owner, row in zip(owners, rows, strict=True):
         size = _size(row.size) if row.size else ""
-        click.echo(f"{row.exp_key!s:<{width}}  {name:<17}  {row.number:>7}  {size:>8}".strip())
+        name = NAMES.get(row.what, row.what)
+        click.echo(f"{owner:<{width}}  {name:<17}  {row.number:>7}  {size:>10}".rstrip())
 
 
 def _total(rows: Sequence[Row]) -> str:

@@ -6,10 +6,15 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 from pymongo.database import Database
+from pymongo.errors import OperationFailure
 
 from hyperfarm.jobs import JobState
 
 _UP = ASCENDING
+NEWS = "news"
+"""A small capped collection: a document is put there whenever idle workers should look at the queue."""
+NEWS_BYTES, NEWS_DOCUMENTS = 1 << 16, 1000
+NAMESPACE_EXISTS = 48
 INDEXES: dict[str, list[IndexModel]] = {
     "jobs": [
         IndexModel(
@@ -57,3 +62,19 @@ def ensure_indexes(database: Database[dict[str, Any]]) -> None:
         missing = [index for index in indexes if index.document["name"] not in present]
         if missing:
             database[collection].create_indexes(missing)
+    _ensure_news(database)
+
+
+def _ensure_news(database: Database[dict[str, Any]]) -> None:
+    """Make the capped collection; it is never empty, as a cursor cannot wait at the end of nothing."""
+    news = database[NEWS]
+    if not news.options().get("capped"):
+        try:
+            database.create_collection(NEWS, capped=True, size=NEWS_BYTES, max=NEWS_DOCUMENTS)
+        except OperationFailure as error:
+            if error.code != NAMESPACE_EXISTS:
+                raise
+            if not news.options().get("capped"):  # Somebody has dropped it, and then somebody rang.
+                database.command("convertToCapped", NEWS, size=NEWS_BYTES)
+    if news.find_one() is None:
+        news.insert_one({})

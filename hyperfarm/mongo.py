@@ -17,12 +17,19 @@ from pymongo.uri_parser import parse_uri
 from hyperfarm import settings
 from hyperfarm.errors import DatabaseError, DatabaseUnavailable, OutcomeUnknown, SettingsError
 
+Document = dict[str, Any]
 DEFAULT_DATABASE = "hyperfarm"
 CONNECT_TIMEOUT_S = 4.0
 ANSWER_TIMEOUT_S = 45.0
 """A server that has not answered a statement for so long is taken for gone; longer than a change stream waits."""
+OPTIONS: dict[str, Any] = {
+    # The default of most servers, but not of all: with less, an election could take back a result.
+    "w": "majority",
+    "socketTimeoutMS": int(ANSWER_TIMEOUT_S * 1000),
+    # One question in ten seconds, not two: with 200 idle hosts most statements would be the driver's own.
+    "serverMonitoringMode": "poll",
+}
 FORMS = "mongodb://[user:password@]host:port/database or mongo://host:port/database/jobs"
-Document = dict[str, Any]
 
 
 def hide_password(text: str) -> str:
@@ -95,7 +102,7 @@ def connect(url: str, *, app: str = "hyperfarm", timeout_s: float = CONNECT_TIME
             tz_aware=True,
             serverSelectionTimeoutMS=int(timeout_s * 1000),
             connectTimeoutMS=int(timeout_s * 1000),
-            **_unless_given(full, {"w": "majority", "socketTimeoutMS": int(ANSWER_TIMEOUT_S * 1000)}),
+            **_unless_given(full, OPTIONS),
         )
     except (errors.PyMongoError, ValueError) as error:
         raise SettingsError(
@@ -112,10 +119,7 @@ def connect(url: str, *, app: str = "hyperfarm", timeout_s: float = CONNECT_TIME
 
 
 def _unless_given(url: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that the URL does not set itself.
-
-    A majority is the default of most servers, but not of all: with less, an election could take back a result.
-    """
+    """The options that the URL does not set itself."""
     given = {name.lower() for name in re.findall(r"[?&]([A-Za-z]+)=", url)}
     return {name: value for name, value in options.items() if name.lower() not in given}
 

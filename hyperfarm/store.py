@@ -14,6 +14,7 @@ The rules of a lease, written once and relied on everywhere:
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import weakref
@@ -21,12 +22,12 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 
 from bson import ObjectId
-from pymongo import ASCENDING, ReturnDocument
+from pymongo import ASCENDING, CursorType, ReturnDocument
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
 
 from hyperfarm.errors import DatabaseError, LeaseLost, OutcomeUnknown
-from hyperfarm.indexes import ensure_indexes
+from hyperfarm.indexes import NEWS, ensure_indexes
 from hyperfarm.jobs import (
     DEFAULT_MAX_ATTEMPTS,
     PARKED_OWNER,
@@ -66,6 +67,7 @@ class Store(JobQueries):
         self.experiments_ = database["experiments"]
         self.workers_ = database["workers"]
         self.job_ids = database["job_ids"]
+        self.news = database[NEWS]
         self.has_change_streams = False
         self._close: Callable[[], object] = database.client.close
 
@@ -178,6 +180,7 @@ class Store(JobQueries):
                 for problem in duplicates(error):
                     if "_id" not in problem.get("keyPattern", {}):
                         lost.add(docs[problem["index"]]["tid"])
+        self.ring()
         return {doc["tid"] for doc in docs} - lost
 
     def withdraw_queued(self, exp_key: str | None) -> int:
@@ -227,6 +230,8 @@ class Store(JobQueries):
                 update = _end_of_attempt(doc, event, story, worker, now)
                 if self.jobs.update_one(fence, update).modified_count:
                     reaped.append((doc, event))
+        if reaped:
+            self.ring()
         return reaped
 
     # ---- the queue: worker's side ------------------------------------------------------------------
@@ -372,7 +377,8 @@ class Store(JobQueries):
         with translated("removing models"):
             ranked = [("result.loss", ASCENDING), ("tid", ASCENDING)]
             for doc in self.jobs.find(query, {"artifacts": 1}).sort(ranked).skip(keep).hint("models"):
-                if self.jobs.update_one({"_id": doc["_id"]}, update).modified_count:
+                still = {"_id": doc["_id"], "state": int(JobState.DONE), "artifacts.kind": "model"}
+                if self.jobs.update_one(still, update).modified_count:
                     pruned += [one["blob"] for one in doc["artifacts"] if one["kind"] == "model"]
         return pruned
 
@@ -381,7 +387,10 @@ class Store(JobQueries):
         update = _end_of_attempt(claim.doc, Event.RELEASE, reason, claim.lease.worker, self.now())
         update["$inc"]["attempt"] = -1
         with translated("releasing a job"):
-            return self.jobs.update_one(_fence(claim), update).matched_count == 1
+            released = self.jobs.update_one(_fence(claim), update).matched_count == 1
+        if released:
+            self.ring()
+        return released
 
     def end_attempt(self, claim: Claim, reason: str, fields: Document | None = None) -> Event | None:
         """Record that an attempt was cut off (the child died); None when the job was not ours any more.
@@ -393,6 +402,7 @@ class Store(JobQueries):
         update["$set"] |= fields or {}
         with translated("recording a lost attempt"):
             if self.jobs.update_one(_fence(claim), update).matched_count:
+                self.ring()
                 return event
             # Not the token alone: whoever reaped the job wrote it down as well.
             mine = {"token": claim.lease.token, "event": event.value, "reason": reason}
@@ -441,29 +451,48 @@ class Store(JobQueries):
 
     # ---- waking up ---------------------------------------------------------------------------------
 
-    def watch(self, *, queue_only: bool, await_s: float) -> Iterator[None]:
-        """Yield whenever jobs changed in a way that a reader can see, or, with `queue_only`, can be claimed.
+    def ring(self) -> None:
+        """Tell the idle workers that there is something to claim, or will be after a back-off.
 
-        Yields once as soon as the stream stands, and every `await_s` seconds without news. Needs a
-        replica set (`has_change_streams`).
+        Only a hint: they look at the queue every now and then without it, and an error here is no matter.
         """
-        if queue_only:
-            wanted: list[Document] = [
-                {"operationType": "insert", "fullDocument.state": int(JobState.NEW)},
-                {"updateDescription.updatedFields.state": int(JobState.NEW)},
-            ]
-        else:
-            wanted = [
-                {"operationType": {"$in": ["insert", "delete", "replace"]}},
-                {"updateDescription.updatedFields.version": {"$exists": True}},
-            ]
+        with contextlib.suppress(DatabaseError), translated("waking idle workers"):
+            self.news.insert_one({})
+
+    def watch_queue(self, *, await_s: float) -> Iterator[bool]:
+        """Yield True after every `ring`, once for all that came together, and False after `await_s` without.
+
+        Yields True as soon as it stands. A cursor at the end of the small capped collection `news` costs
+        the server nothing until somebody rings; a change stream would cost it something at every write.
+        """
+        with translated("waiting for work"):
+            rings = self.news.find_raw_batches({}, {"_id": 1}, cursor_type=CursorType.TAILABLE_AWAIT)
+            with rings.max_await_time_ms(int(await_s * 1000)):
+                while rings.alive:
+                    try:
+                        next(rings)
+                    except StopIteration:
+                        yield False
+                    else:
+                        yield True
+        raise DatabaseError("the news of the queue ended")
+
+    def watch(self, *, await_s: float) -> Iterator[bool]:
+        """Yield True whenever jobs changed in a way that a reader can see.
+
+        Yields also as soon as the stream stands, and False every `await_s` seconds without news. Needs a replica
+        set (`has_change_streams`).
+        """
+        wanted: list[Document] = [
+            {"operationType": {"$in": ["insert", "delete", "replace"]}},
+            {"updateDescription.updatedFields.version": {"$exists": True}},
+        ]
         pipeline: list[Document] = [{"$match": {"$or": wanted}}, {"$project": {"_id": 1}}]
         try:
             with self.jobs.watch(pipeline, max_await_time_ms=int(await_s * 1000)) as stream:
-                yield
+                yield True
                 while stream.alive:
-                    stream.try_next()
-                    yield
+                    yield stream.try_next() is not None
         except PyMongoError as error:
             raise DatabaseError(f"the change stream ended: {error}") from error
 
@@ -510,6 +539,8 @@ def _end_of_attempt(doc: JobDoc, event: Event, story: str, worker: str, now: dat
     entry["token"] = doc["lease"]["token"]
     state = next_state(JobState.RUNNING, event, doc.get("history", ()))
     fields: Document = {"state": int(state), "owner": None}
+    if event is not Event.GIVE_UP:
+        fields["result"] = {"status": "new"}  # Of a partial result, the blobs are gone or another's.
     if event is Event.REQUEUE:
         fields |= {"owner": PARKED_OWNER, "not_before": now + timedelta(seconds=backoff_s(attempt))}
     if event is Event.GIVE_UP:

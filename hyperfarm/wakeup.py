@@ -1,11 +1,11 @@
 """Being woken when the database has news, without asking it over and over.
 
-On a replica set one change stream does it; on a standalone server, and while no stream stands, the waiter
-looks every now and then. News is only ever a hint to look: correctness never depends on it.
+A worker waits for somebody to ring (`Store.watch_queue`), a controller for jobs to change (`Store.watch`, on
+a replica set). While nothing stands that would tell, the waiter looks every now and then. News is only ever a
+hint to look: correctness never depends on it.
 
-A stream that is waited on costs the server some 60 microseconds for every write of anybody (measured with
-MongoDB 6.0), news or not. So a worker holds none while nobody waits, and one whom the news wake in vain (the
-jobs are another's, or two hundred others were faster) asks for the next ones less and less often.
+A worker whom the news wake in vain (the jobs are another's, or two hundred others were faster) asks for the
+next ones less and less often.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ FREE_WAKES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 3, 0.05, 2.0
 """So many wakes in vain are borne before the next news have to wait, for how long at first and at most."""
 QUIET_S = 2.0
 """News after so long a quiet are passed on at once, whatever became of those before."""
-UNUSED_S = 5.0
-"""A worker's stream is closed when nobody has been waiting for so long."""
 
 
 def poll_pause_s(poll_s: float, in_vain: int) -> float:
@@ -66,7 +64,7 @@ class Wakeup:
         self._closed = self._streams = False
         self._waiting = 0
         self._in_vain = 0
-        if store.has_change_streams:
+        if queue_only or store.has_change_streams:
             threading.Thread(target=self._follow, daemon=True, name="change stream").start()
 
     @property
@@ -108,40 +106,36 @@ class Wakeup:
             self._closed = True
             self._condition.notify_all()
 
-    # ---- the stream --------------------------------------------------------------------------------
+    # ---- the news ----------------------------------------------------------------------------------
 
     def _follow(self) -> None:
-        """Have a stream whenever it is of use, until closed."""
-        while True:
-            with self._condition:
-                self._condition.wait_for(self._is_wanted)
-                if self._closed:
-                    return
-            broke = True
-            with contextlib.suppress(DatabaseError):  # It is opened anew; until then the waiters poll.
-                broke = self._follow_one()
+        while not self._closed:
+            with contextlib.suppress(DatabaseError):  # It begins anew; until then the waiters poll.
+                self._follow_one()
             with self._condition:
                 self._streams = False
                 self._condition.notify_all()
-                if broke:
-                    self._condition.wait_for(lambda: self._closed, REOPEN_PAUSE_S)
+                self._condition.wait_for(lambda: self._closed, REOPEN_PAUSE_S)
 
-    def _follow_one(self) -> bool:
-        """Pass on what one stream tells; False when it was closed because nobody wants it just now."""
+    def _follow_one(self) -> None:
+        """Pass on what one cursor tells, until it breaks or nobody wants it any more."""
+        watch = self._store.watch_queue if self._queue_only else self._store.watch
         asked = self._clock()
-        for _ in self._store.watch(queue_only=self._queue_only, await_s=AWAIT_S):
+        for is_news in watch(await_s=AWAIT_S):
             with self._condition:
                 self._streams = True
-                if self._clock() - asked >= QUIET_S:
-                    self._in_vain = 0
-                self._generation += 1
-                self._condition.notify_all()
-                pause_s = stream_pause_s(self._in_vain) * self._uniform(0.5, 1.5)
-                self._condition.wait_for(lambda: self._closed or self._in_vain == 0, pause_s)
-                if self._closed or not self._condition.wait_for(self._is_wanted, UNUSED_S):
-                    return False
+                if is_news:
+                    self._pass_on(quiet=self._clock() - asked >= QUIET_S)
+                # A host whose slots are all busy need not know.
+                self._condition.wait_for(lambda: self._closed or not self._queue_only or self._waiting > 0)
+                if self._closed:
+                    return
             asked = self._clock()
-        return True
 
-    def _is_wanted(self) -> bool:
-        return self._closed or not self._queue_only or self._waiting > 0
+    def _pass_on(self, *, quiet: bool) -> None:
+        if quiet:
+            self._in_vain = 0
+        self._generation += 1
+        self._condition.notify_all()
+        pause_s = stream_pause_s(self._in_vain) * self._uniform(0.5, 1.5)
+        self._condition.wait_for(lambda: self._closed or self._in_vain == 0, pause_s)

@@ -37,8 +37,8 @@ from hyperfarm.worker.slot import Slot
 log = logging.getLogger("hyperfarm.worker")
 T = TypeVar("T")
 HEARTBEAT_S = 30.0
-IDLE_LOOK_S = 60.0
-"""Even without news an idle slot looks at the queue this often."""
+IDLE_LOOK_S = 20.0
+"""Even without news an idle host looks at the queue this often: hyperopt's own controllers do not ring."""
 WAITING_KNOWN_S = 0.1
 """For so long a slot may rely on what was found to wait (see `_try_to_claim`)."""
 JUST_AFTER_S = 0.02

@@ -69,7 +69,9 @@ def test_the_commands_for_when_things_go_wrong(task):
 
 
 def test_the_training_that_resumes_runs_alone(tmp_path):
-    code = "import json\nfrom hyperfarm import trial\n" + block("python", "trial.resume()") + "print(train({}))"
+    code = (
+        "import json\nfrom hyperfarm import trial\n" + block("python", "trial.resume()") + "print(train({}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "'loss': 0.1" in done.stdout
 

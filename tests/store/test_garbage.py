@@ -24,10 +24,10 @@ from tests.garbage_making import (
     GARBAGE,
     age,
     broken_upload,
-    claim_like,
     collect,
     contents,
     cut_off_attempt,
+    file_of,
     finish,
     id_made,
     look,
@@ -36,12 +36,19 @@ from tests.garbage_making import (
     silent_workers,
     told,
 )
-from tests.making import KEY, OK, claim, job, queue, watched
+from tests.making import KEY, claim, job, queue, watched
 
 
 @pytest.fixture
 def blobs(store: Store) -> Blobs:
     return Blobs(store.database)
+
+
+@pytest.fixture
+def stopped(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database's clock stands still, at a whole second."""
+    moment = store.now().replace(microsecond=0)
+    monkeypatch.setattr(store, "now", lambda: moment)
 
 
 @pytest.mark.parametrize("kind", GARBAGE)
@@ -92,10 +99,11 @@ def test_what_is_in_use_is_left_alone(store: Store, blobs: Blobs, kind: str) -> 
     assert_whole(store, blobs)
 
 
+@pytest.mark.usefixtures("stopped")
 @pytest.mark.parametrize("bucket", ["farm", "fs"])
 def test_an_upload_while_a_trial_runs_may_be_that_trials(store: Store, bucket: str) -> None:
     held = next_claim(store)
-    upload = broken_upload(store, 9999, UNFENCED_S - 5, bucket=bucket)
+    upload = broken_upload(store, 9999, UNFENCED_S - 1, bucket=bucket)
     assert told(look(store)) == {}
     assert [one.id for one in look(store).waiting] == [upload]
     assert told(collect(store)) == {}
@@ -111,26 +119,29 @@ def test_a_foreign_workers_trial_counts_as_running(store: Store) -> None:
     assert told(look(store)) == {}
 
 
+@pytest.mark.usefixtures("stopped")
 def test_an_upload_that_stands_still_is_garbage_though_trials_run(store: Store) -> None:
     next_claim(store)
-    broken_upload(store, 9999, UNFENCED_S + 5)
+    broken_upload(store, 9999, UNFENCED_S)
     assert told(collect(store)) == {"upload": 1}
 
 
+@pytest.mark.usefixtures("stopped")
 def test_code_that_is_not_referred_to_yet_is_left_alone(store: Store, blobs: Blobs) -> None:
     blobs.put(b"v1", "bundle", exp_key=KEY, kind="bundle")
-    age(store, UNFENCED_S - 5)
+    age(store, UNFENCED_S - 1)
     assert told(collect(store)) == {}
     assert [row.what for row in look(store).waiting_rows()] == ["bundle"]
-    age(store, UNFENCED_S + 5)
+    age(store, UNFENCED_S)
     assert told(collect(store)) == {"bundle": 1}
 
 
 # ---- ages ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("stopped")
 @pytest.mark.parametrize(
-    ("age_s", "found"), [(95, False), (99, False), (101, True), (9999, True), (-300, False)]
+    ("age_s", "found"), [(99, False), (99.99, False), (100, True), (9999, True), (-300, False)]
 )
 def test_files_count_from_the_limit_on(store: Store, blobs: Blobs, age_s: float, found: bool) -> None:
     cut_off_attempt(store, blobs)
@@ -141,9 +152,10 @@ def test_files_count_from_the_limit_on(store: Store, blobs: Blobs, age_s: float,
     assert told(collect(store, 100)) == expected
 
 
+@pytest.mark.usefixtures("stopped")
 @pytest.mark.parametrize(
     ("ages_s", "found"),
-    [((9999, 98), False), ((9999, 102), True), ((102, 9999), True), ((9999, -300), False)],
+    [((9999, 99), False), ((9999, 100), True), ((100, 9999), True), ((9999, -300), False)],
 )
 def test_an_upload_is_as_old_as_its_newest_chunk(
     store: Store, ages_s: tuple[float, ...], found: bool
@@ -153,7 +165,8 @@ def test_an_upload_is_as_old_as_its_newest_chunk(
     assert bool(collect(store, 100).uploads) is found
 
 
-@pytest.mark.parametrize(("ages_s", "found"), [((9999, 98), False), ((9999, 102), True)])
+@pytest.mark.usefixtures("stopped")
+@pytest.mark.parametrize(("ages_s", "found"), [((9999, 99), False), ((9999, 100), True)])
 def test_reports_of_an_attempt_are_as_old_as_the_newest(
     store: Store, ages_s: tuple[float, ...], found: bool
 ) -> None:
@@ -236,15 +249,14 @@ def test_an_empty_database(store: Store) -> None:
 def test_the_number_of_statements_does_not_grow_with_the_trials(store: Store, blobs: Blobs) -> None:
     def fill(count: int) -> None:
         tids = store.new_tids(count)
-        refs = [put(blobs, claim_like(tid)) for tid in tids]
+        files = [file_of(store, tid, token) for tid in tids for token in (f"t{tid}", f"dead{tid}")]
+        store.database["farm.files"].insert_many(files)
         docs = [
-            job(tid, state=2, accepted={"token": f"t{tid}"}, artifacts=[ref], result=dict(OK["result"]))
-            for tid, ref in zip(tids, refs, strict=True)
+            job(tid, state=2, accepted={"token": f"t{tid}"}, artifacts=[{"blob": file["_id"]}])
+            for tid, file in zip(tids, files[::2], strict=True)
         ]
         store.jobs.insert_many(docs)
-        for tid in tids:
-            put(blobs, claim_like(tid))
-        store.reports_.insert_many([{"exp_key": KEY, "tid": tid, "token": f"old{tid}"} for tid in tids])
+        store.reports_.insert_many([{"exp_key": KEY, "tid": tid, "token": f"dead{tid}"} for tid in tids])
 
     counts = []
     for count in (10, 90):

@@ -200,9 +200,6 @@ def test_many_workers_at_once_keep_exactly_the_best(store: Store) -> None:
     assert {doc["version"] for doc in store.jobs.find({"artifacts.kind": "model"})} == {2}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the update of prune_models does not ask whether the models are there still"
-)
 def test_of_two_at_once_one_takes_a_model_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between finding a trial and taking its model away, another worker does the same."""
     done(store, 1.0)

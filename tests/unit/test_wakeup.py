@@ -22,26 +22,28 @@ from tests.support import eventually
 
 
 class FakeStore:
-    """A store whose change streams tell what the test puts in: None for news, an error to break."""
+    """A store that tells what the test puts in: True for news, False for none in time, an error to break."""
 
     def __init__(self, streams: bool) -> None:
         self.has_change_streams = streams
-        self.news: queue.Queue[Exception | None] = queue.Queue()
-        self.opened = 0
-        self.open = threading.Event()
+        self.news: queue.Queue[Exception | bool] = queue.Queue()
+        self.asked: list[str] = []
 
-    def watch(self, **_: Any) -> Iterator[None]:
-        self.opened += 1
-        self.open.set()
-        try:
-            yield
-            while True:
-                said = self.news.get()
-                if said is not None:
-                    raise said
-                yield
-        finally:
-            self.open.clear()
+    def watch(self, **_: Any) -> Iterator[bool]:
+        self.asked.append("jobs")
+        yield from self._tell()
+
+    def watch_queue(self, **_: Any) -> Iterator[bool]:
+        self.asked.append("queue")
+        yield from self._tell()
+
+    def _tell(self) -> Iterator[bool]:
+        yield True
+        while True:
+            said = self.news.get()
+            if isinstance(said, Exception):
+                raise said
+            yield said
 
 
 def made(
@@ -75,21 +77,40 @@ class Waiter(threading.Thread):
         assert not self.is_alive()
 
 
-def test_a_worker_has_a_stream_while_somebody_waits_and_none_otherwise() -> None:
+def test_workers_wait_for_a_ring_and_controllers_for_changed_jobs() -> None:
+    for streams, queue_only, asked in (
+        (True, True, ["queue"]),
+        (False, True, ["queue"]),
+        (True, False, ["jobs"]),
+        (False, False, []),
+    ):
+        wakeup, store = made(streams, queue_only=queue_only)
+        eventually(lambda store=store, asked=asked: store.asked == asked, "asked", 10)
+        wakeup.close()
+        store.news.put(True)
+
+
+def test_while_nobody_waits_no_news_are_taken() -> None:
     wakeup, store = made()
-    assert not store.open.wait(0.1)
-    waiter = Waiter(wakeup)
-    assert store.open.wait(10)
+    for _ in range(5):
+        store.news.put(True)
+    before = wakeup.generation
+    waiter = Waiter(wakeup, finds=True)
+    eventually(store.news.empty, "taken when somebody waits", 10)
+    assert before <= 1
     waiter.leave()
-    store.news.put(None)
-    eventually(lambda: not store.open.is_set(), "the stream is closed", 10)
+    store.news.put(True)
 
 
-def test_a_controller_has_a_stream_always() -> None:
+def test_no_news_in_time_wake_nobody() -> None:
     wakeup, store = made(queue_only=False)
-    assert store.open.wait(10)
+    eventually(lambda: wakeup.generation == 1, "it stands", 10)
+    store.news.put(False)
+    store.news.put(True)
+    eventually(store.news.empty, "taken", 10)
+    eventually(lambda: wakeup.generation == 2, "one piece of news", 10)
     wakeup.close()
-    store.news.put(None)
+    store.news.put(True)
 
 
 def test_news_wake_whoever_waits() -> None:
@@ -97,30 +118,30 @@ def test_news_wake_whoever_waits() -> None:
     waiter = Waiter(wakeup, finds=True)
     for count in range(1, 12):  # The first is that the stream stands.
         eventually(lambda count=count: waiter.seen == count, "somebody looks after the news", 10)
-        store.news.put(None)
+        store.news.put(True)
     waiter.leave()
-    store.news.put(None)
+    store.news.put(True)
 
 
 def test_news_before_the_wait_are_not_slept_over() -> None:
-    wakeup, _ = made(streams=False)
+    wakeup, _ = made(streams=False, queue_only=False)
     seen = wakeup.generation
     wakeup.notify()
     wakeup.wait(seen, 3600)
 
 
-def test_a_stream_that_breaks_is_opened_anew() -> None:
+def test_what_breaks_is_begun_anew() -> None:
     wakeup, store = made()
     waiter = Waiter(wakeup)
-    assert store.open.wait(10)
+    eventually(lambda: len(store.asked) == 1, "it stands", 10)
     store.news.put(DatabaseError("the primary stepped down"))
-    eventually(lambda: store.opened == 2, "another stream", 10)
+    eventually(lambda: len(store.asked) == 2, "asked again", 10)
     waiter.leave()
-    store.news.put(None)
+    store.news.put(True)
 
 
-def test_a_standalone_server_is_polled() -> None:
-    wakeup, _ = made(streams=False, poll_s=0.01)
+def test_where_nothing_tells_the_waiter_polls() -> None:
+    wakeup, _ = made(streams=False, queue_only=False, poll_s=0.01)
     waiter = Waiter(wakeup)
     eventually(lambda: waiter.woken > 5, "looks without news", 10)
     waiter.leave()
