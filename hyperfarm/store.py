@@ -196,7 +196,7 @@ class Store(JobQueries):
                 {"exp_key": exp_key, "state": {"$in": [int(JobState.NEW), int(JobState.RUNNING)]}},
                 {
                     "$set": {"state": int(JobState.CANCELLED), "owner": None},
-                    "$unset": {"lease": "", "slot": ""},
+                    "$unset": {"lease": "", "slot": "", "checkpoint": ""},
                     "$inc": {"version": 1},
                     "$currentDate": {"refresh_time": True},
                 },
@@ -547,9 +547,11 @@ def _end_of_attempt(doc: JobDoc, event: Event, story: str, worker: str, now: dat
         told = [*doc.get("history", ()), entry]
         text = "; ".join(f"attempt {one['attempt']}: {one['reason']}" for one in told)
         fields |= {"error": ["AttemptsExhausted", text], "result": {"status": "fail"}}
+    # Of a trial that is over nobody resumes.
+    over = {"checkpoint": ""} if event is Event.GIVE_UP else {}
     return {
         "$set": fields,
-        "$unset": {"lease": ""},
+        "$unset": {"lease": "", **over},
         "$inc": {"version": 1},
         "$push": {"history": {"$each": [entry], "$slice": -KEPT_HISTORY}},
         "$currentDate": {"refresh_time": True},

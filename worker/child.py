@@ -208,6 +208,7 @@ def start_guardian() -> int:
         continue
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(guarded, signal.SIGKILL)
+    kill_marked(f"HYPERFARM_CHILD={scratch}".encode())
     select.select([lifeline], [], [])  # While the supervisor lives, the folder is its own.
     for _ in range(TRIES_TO_CLEAN):  # A process that is being killed may still put a file there.
         shutil.rmtree(scratch, ignore_errors=True)
@@ -215,6 +216,15 @@ def start_guardian() -> int:
             break
         time.sleep(GUARD_EVERY_S)
     os._exit(0)
+
+
+def kill_marked(mark: bytes) -> None:
+    """Kill what has left the process group: all processes but this one with `mark` in their environment."""
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(name)
+            if pid != os.getpid() and mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
 
 
 def main() -> None:

@@ -8,7 +8,10 @@ from typing import Protocol
 
 from hyperfarm.jobs import TrialLimits
 
+MEMORY = "TrialMemoryExceeded"
 MEMORY_LOOK_S = 0.5
+LONGEST_WAIT_S = 3600.0
+"""More than some weeks is more than the system can be asked to wait."""
 FREE_CRASHES = 1
 """So many crashes in a row cost no rest: any trial may kill its process."""
 FIRST_REST_S = 1.0
@@ -44,7 +47,7 @@ class Watch:
             due.append(self._began + self._limits.timeout_s)
         if self._limits.memory is not None:
             due.append(self._memory_due)
-        return max(0.0, min(due) - self._clock()) if due else None
+        return min(max(0.0, min(due) - self._clock()), LONGEST_WAIT_S) if due else None
 
     def check(self, processes: HasMemory) -> None:
         """Raise LimitExceeded when the attempt has taken too long or too much."""
@@ -56,7 +59,7 @@ class Watch:
             resident = processes.resident_bytes(memory)
             if resident:
                 raise LimitExceeded(
-                    "TrialMemoryExceeded",
+                    MEMORY,
                     f"the trial's processes held {resident / 1e6:.0f} MB of memory, more than the "
                     f"{memory / 1e6:.0f} MB that it may, and were stopped",
                 )

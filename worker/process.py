@@ -26,6 +26,9 @@ KEPT_FROM_CHILD = (
     "HYPERFARM_SECRET_FILE",
 )
 """Environment variables with the farm's credentials: the user's code has no business with them."""
+MARK = "HYPERFARM_CHILD"
+"""Inherited by all that an objective starts: what has left its session and its parent is known by this."""
+KILL_ROUNDS = 5
 READ_SIZE = 1 << 16
 
 
@@ -44,6 +47,8 @@ class ChildProcess:
         self.guardian: int | None = None
         """The process that cleans up after the child; it ends by itself."""
         self.log = LogBuffer()
+        self.trials = 0
+        """How many trials it has begun."""
         self.scratch = Path(tempfile.mkdtemp(prefix="hyperfarm-"))
         ours, theirs = socket.socketpair()
         output, their_output = os.pipe()
@@ -53,6 +58,7 @@ class ChildProcess:
         environment = {key: value for key, value in os.environ.items() if key not in KEPT_FROM_CHILD}
         environment["HYPERFARM_LIFELINE"] = str(their_lifeline)
         environment["HYPERFARM_SCRATCH"] = str(self.scratch)
+        environment[MARK] = str(self.scratch)
         try:
             self._process = subprocess.Popen(
                 command,
@@ -159,12 +165,24 @@ class ChildProcess:
 
     def kill(self) -> None:
         """Kill the child, everything in its process group and all that it started, now."""
-        beyond = self.processes()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for one in beyond:
-            with contextlib.suppress(psutil.Error):
-                one.kill()
+        for _ in range(KILL_ROUNDS):  # What is started while we look is met by the next look.
+            beyond = {one.pid: one for one in [*self.processes(), *self._marked()]}
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            for one in beyond.values():
+                with contextlib.suppress(psutil.Error):
+                    one.kill()
+            if beyond.keys() <= {self.pid}:
+                return
+
+    def _marked(self) -> list[psutil.Process]:
+        """Processes that bear our mark in their environment; where the system does not tell, none."""
+        found = []
+        for one in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if one.environ().get(MARK) == str(self.scratch) and one.pid != self.guardian:
+                    found.append(one)
+        return found
 
     def rest_of_output(self) -> None:
         """Take what the child printed before it was killed."""

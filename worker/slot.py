@@ -11,13 +11,15 @@ from hyperfarm.errors import DatabaseError, DatabaseUnavailable, LeaseLost, Outc
 from hyperfarm.jobs import Claim
 from hyperfarm.worker.bundle_cache import Code
 from hyperfarm.worker.limits import rest_s
-from hyperfarm.worker.process import ChildProcess
+from hyperfarm.worker.process import ChildDied, ChildProcess
 from hyperfarm.worker.trial_run import TrialRun, Unusable
 
 if TYPE_CHECKING:
     from hyperfarm.worker.supervisor import Supervisor
 
 log = logging.getLogger("hyperfarm.worker")
+LONGEST_LOAD_S = 600.0
+"""A process that takes longer to import the objective hangs; the host is more likely to blame than the trial."""
 
 
 class Slot(threading.Thread):
@@ -132,8 +134,9 @@ class Slot(threading.Thread):
         if self.farm.leaving:  # The supervisor may have killed the slots' children a moment ago.
             child.kill()
         child.send({"type": "load", "folder": str(code.folder)})
-        answer = child.receive()
-        assert answer is not None
+        answer = child.receive(LONGEST_LOAD_S)
+        if answer is None:
+            raise ChildDied(f"it did not load the code within {LONGEST_LOAD_S:.0f} s")
         if answer["type"] == "unusable":
             raise Unusable(answer)
         child.guardian = answer["guardian"]

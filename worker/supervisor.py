@@ -25,7 +25,7 @@ from typing import TypeVar
 import hyperfarm
 from hyperfarm.blobs import Blobs
 from hyperfarm.errors import DatabaseError, DatabaseUnavailable, OutcomeUnknown
-from hyperfarm.jobs import DEFAULT_LEASE_S, Claim
+from hyperfarm.jobs import DEFAULT_LEASE_S, Claim, TrialLimits
 from hyperfarm.reaping import Reaper
 from hyperfarm.retry import PATIENCE_S, patiently
 from hyperfarm.store import Store, new_token
@@ -65,6 +65,10 @@ class WorkerOptions:
     trial_timeout_s: float | None = None
     trial_memory: int | None = None
     patience_s: float = PATIENCE_S
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a limit that makes no sense (NaN passes every range of click's)."""
+        TrialLimits(timeout_s=self.trial_timeout_s, memory=self.trial_memory)
 
 
 class Supervisor:

@@ -18,11 +18,11 @@ from hyperfarm.errors import (
     OutcomeUnknown,
     UsageError,
 )
-from hyperfarm.jobs import Claim, JobState, TrialLimits
+from hyperfarm.jobs import Claim, Event, JobState, TrialLimits
 from hyperfarm.retry import patiently
 from hyperfarm.values import encode_keys
 from hyperfarm.worker.bundle_cache import Code, Refused, UnknownRevision
-from hyperfarm.worker.limits import LimitExceeded, Watch
+from hyperfarm.worker.limits import MEMORY, LimitExceeded, Watch
 from hyperfarm.worker.process import ChildDied, ChildProcess
 from hyperfarm.worker.wire import Message
 
@@ -75,6 +75,7 @@ class TrialRun:
         try:
             child = self.slot.ready_child(claim, code)
             child.log.clear()
+            child.trials += 1
             child.send(self._order(child, code))
             answer = self._converse(child)
         except Unusable as unusable:
@@ -126,6 +127,10 @@ class TrialRun:
         """End the trial as failed: another attempt would take as much."""
         child = self.slot.child
         assert child is not None
+        if limit.kind == MEMORY and child.trials > 1:
+            # What earlier trials left in the process is not this one's: a new process tells.
+            self._give_back(f"{limit}; its process had run {child.trials - 1} trials before")
+            return
         child.kill()
         child.rest_of_output()
         self._flush_reports()
@@ -344,10 +349,14 @@ class TrialRun:
         """Record that this attempt ended without a result; the job is tried again while attempts remain."""
         self.discard()
         fields = {"log": self._store_log(output)} if output else {}
-        if self._send(lambda: self.farm.store.end_attempt(self.claim, reason, fields)) is None:
+        event = self._send(lambda: self.farm.store.end_attempt(self.claim, reason, fields))
+        if event is None:
             self.discard()
-        elif output:
+            return
+        if output:
             self._forget_last_log()
+        if event is Event.GIVE_UP and self.checkpoint is not None:
+            self._forget(self.checkpoint["blob"])
 
     def _give_back(self, reason: str) -> None:
         self.slot.drop_child()

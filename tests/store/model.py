@@ -228,7 +228,7 @@ class Model:
         if job is None:
             return False
         self._leave(job, held, "release", reason)
-        job.update(state=NEW, owner=None, attempt=job["attempt"] - 1)
+        job.update(state=NEW, owner=None, attempt=job["attempt"] - 1, result={"status": "new"})
         return True
 
     def end_attempt(self, held: Held, reason: str, fields: Doc | None = None) -> str | None:
@@ -245,7 +245,7 @@ class Model:
         if held.attempt < held.max_attempts:
             self._leave(job, held, "requeue", reason)
             pause = dt.timedelta(seconds=BACKOFFS_S.get(held.attempt, LONGEST_BACKOFF_S))
-            job.update(state=NEW, owner=PARKED, not_before=self.now + pause)
+            job.update(state=NEW, owner=PARKED, not_before=self.now + pause, result={"status": "new"})
             return "requeue"
         self._leave(job, held, "give up", reason)
         told = [(one["attempt"], one["reason"]) for one in held.history] + [(held.attempt, reason)]

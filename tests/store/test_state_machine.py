@@ -41,7 +41,7 @@ LEASES_S = st.sampled_from([60, 90.5, 120])
 STEPS_MS = st.sampled_from([0, 1, 999, 2000, 29_999, 60_000, 120_000]) | st.integers(0, 200_000)
 LOSSES = st.sampled_from([1.0, 1.0, 2.0, -3.5, math.inf, -math.inf, math.nan])
 FEW_LIVES = settings(
-    max_examples=40,
+    max_examples=60,
     stateful_step_count=40,
     deadline=None,
     print_blob=True,
@@ -197,11 +197,14 @@ class Farm(RuleBasedStateMachine):
     def take_over(self, data: st.DataObject, how: str, lease_s: float) -> None:
         """A worker loses its job, and another one gets it: from now on there is a zombie."""
         zombie = data.draw(st.sampled_from(self.living()))
+        ref = {"blob": ObjectId()}
+        self.write_as(zombie, "keep_checkpoint", ref)
         if how == "reap":
             self.go_to(self.model.given_job(zombie)["lease"]["expires"])
             self.reap(1)
         else:
             self.write_as(zombie, how, "its process died")
+        self.write_as(zombie, "keep_checkpoint", ref)  # The outcome of the first sending was unknown.
         doc = self.model.given_job(zombie)
         ready = doc.get("not_before", self.model.now)
         for moment in (ready - MS, ready):
@@ -231,7 +234,7 @@ class Farm(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_zombie_writes_whatever_it_can(self, data: st.DataObject) -> None:
         token = data.draw(st.sampled_from(self.zombies()))
-        before = list(self.store.jobs.find()), list(self.store.reports_.find())
+        before = plain([*self.store.jobs.find(), *self.store.reports_.find()])
         for method, *args in (
             ("add_reports", [{"step": 99}]),
             ("checkpoint", {"loss": -99.0}),
@@ -243,7 +246,7 @@ class Farm(RuleBasedStateMachine):
         ):
             self.write_as(token, method, *args)
         self.both("renew", [token], 60)
-        assert (list(self.store.jobs.find()), list(self.store.reports_.find())) == before
+        assert plain([*self.store.jobs.find(), *self.store.reports_.find()]) == before
 
     def somebody(self, data: st.DataObject) -> str:
         """Whoever holds a lease, or held one."""
