@@ -14,6 +14,7 @@ from hyperfarm.jobs import Event, JobDoc
 from hyperfarm.store import Store
 
 SECOND_LOOK_S = 8.0
+"""More than a living worker pauses between two tries to renew (retry.LONGEST_PAUSE_S), and a round trip."""
 
 
 class Reaper:

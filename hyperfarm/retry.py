@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -41,7 +42,8 @@ def patiently(
             if stop() or clock() >= deadline:
                 raise
             if not told and pause > 1.0:
-                log.warning("waiting for MongoDB (up to %.0f s): %s", patience_s, error)
+                limit = "" if math.isinf(patience_s) else f" (up to {patience_s:.0f} s)"
+                log.warning("waiting for MongoDB%s: %s", limit, error)
                 told = True
             until = clock() + pause
             while clock() < until and not stop():

@@ -55,12 +55,6 @@ def waits_with_a_checkpoint(store: Store, blobs: Blobs) -> None:
     store.end_attempt(held, "it died", {"log": put(blobs, held, "log", "log")})
 
 
-def waits_with_a_partial_result(store: Store, blobs: Blobs) -> None:
-    held = next_claim(store)
-    store.checkpoint(held, blobs.externalise(BIG, held))
-    store.release(held, "why not")
-
-
 def resumed_with_a_checkpoint(store: Store, blobs: Blobs) -> None:
     waits_with_a_checkpoint(store, blobs)
     claim(store)
@@ -107,7 +101,6 @@ IN_USE: dict[str, Callable[[Store, Blobs], Any]] = {
     "finished": finished,
     "big result": finished_with_a_big_result,
     "checkpoint": waits_with_a_checkpoint,
-    "partial result": waits_with_a_partial_result,
     "resumed": resumed_with_a_checkpoint,
     "code": code,
     "hyperopt's attachments": hyperopts_attachments,

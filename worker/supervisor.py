@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import platform
 import random
@@ -43,6 +44,7 @@ WAITING_KNOWN_S = 0.1
 """For so long a slot may rely on what was found to wait (see `_try_to_claim`)."""
 JUST_AFTER_S = 0.02
 LOOK_S = 0.05
+BRIEFLY_S = 2.0
 UNREGISTER_S = 0.5
 LEAVE_S = 1.5
 """How long leaving may take once the children are killed."""
@@ -312,20 +314,25 @@ class Supervisor:
     # ---- heartbeat ---------------------------------------------------------------------------------
 
     def _keep_beating(self) -> None:
-        """Renew leases and say that we live, until the end; an error is told and the next beat tries again."""
-        self._attempt(self._beat)
+        """Renew leases and say that we live, until the end; an error is told and the next beat tries again.
+
+        Renewing waits for the database as long as it takes, and nothing else may hold it up for long: after
+        an outage it must come before the others' second look at our leases (reaping.py).
+        """
+        brief = self.options.lease_s / 10
+        self._attempt(self._beat, brief)
         interval = min(self.options.lease_s / 3, HEARTBEAT_S)
         while not self._ended.wait(interval * random.uniform(0.9, 1.0)):
-            self._attempt(self._renew)
-            self._attempt(self._beat)
-            self._attempt(self._reap)
+            self._attempt(self._renew, math.inf)
+            self._attempt(self._beat, brief)
+            self._attempt(self._reap, brief)
             self.codes.forget_current()
 
-    def _attempt(self, action: Callable[[], None]) -> None:
+    def _attempt(self, action: Callable[[], None], patience_s: float = BRIEFLY_S) -> None:
         try:
-            patiently(action, patience_s=self.options.lease_s, stop=self._ended.is_set)
+            patiently(action, patience_s=patience_s, stop=self._ended.is_set)
         except DatabaseError as error:
-            log.warning("%s", error)
+            log.info("%s", error)
         except Exception:
             # Nothing may end the heartbeat: without it every lease of this host is lost.
             log.exception("the heartbeat met an error of hyperfarm's own, and goes on")

@@ -76,7 +76,7 @@ def test_nothing_of_the_garbage_is_left_in_any_collection(store: Store, blobs: B
         store.experiments_.delete_many({})
     age(store, UNFENCED_S + 5)
     collect(store)
-    assert contents(store).keys() <= {"job_ids", "workers"}
+    assert contents(store).keys() <= {"job_ids", "workers", "news"}
 
 
 def test_sizes_are_told(store: Store, blobs: Blobs) -> None:
