@@ -122,8 +122,8 @@ class Model:
         jobs = self._of(exp_key, NEW, RUNNING)
         for job in jobs:
             job.update(state=CANCELLED, owner=None, version=job["version"] + 1)
-            job.pop("lease", None)
-            job.pop("slot", None)
+            for field in ("lease", "slot", "checkpoint"):
+                job.pop(field, None)
         return len(jobs)
 
     def prune_models(self, exp_key: str | None, keep: int) -> list[Any]:
@@ -248,6 +248,7 @@ class Model:
             job.update(state=NEW, owner=PARKED, not_before=self.now + pause, result={"status": "new"})
             return "requeue"
         self._leave(job, held, "give up", reason)
+        job.pop("checkpoint", None)
         told = [(one["attempt"], one["reason"]) for one in held.history] + [(held.attempt, reason)]
         story = "; ".join(f"attempt {attempt}: {why}" for attempt, why in told)
         job.update(state=ERROR, owner=None, result={"status": "fail"}, error=["AttemptsExhausted", story])
