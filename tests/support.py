@@ -85,7 +85,14 @@ def descendants(pid: int) -> list[int]:
 
 def gone(pids: list[int]) -> bool:
     """True when none of the processes runs any more."""
-    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+    return not any(_runs(pid) for pid in pids)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def line_with(process: subprocess.Popen, text: str) -> str:
