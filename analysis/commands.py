@@ -148,7 +148,7 @@ def _show_experiment(store: Store, experiment: Experiment, as_json: bool) -> Non
             click.echo()
             listing.print_trials(experiment, source.rows, source.labels)
         return
-    doc = experiment.doc
+    doc, running, at = experiment.doc, store.running_jobs(), store.now()
     best = reading.best_row(source.rows)
     told = {
         "exp_key": experiment.exp_key,
@@ -156,7 +156,7 @@ def _show_experiment(store: Store, experiment: Experiment, as_json: bool) -> Non
         "max_evals": reading.budget_of(doc),
         "counts": reading.count(source.rows),
         "best": None if best is None else best["tid"],
-        "workers": [worker_entry(one) for one in workers],
+        "workers": [worker_entry(one, running, at) for one in workers],
         "trials": [_row_entry(experiment, row) for row in source.rows],
     }
     click.echo(telling.as_json(told))
@@ -194,9 +194,8 @@ def _offer_model(experiment: Experiment, job: JobDoc) -> None:
     files = job.get("artifacts") or []
     models = [one for one in files if one["kind"] == "model"] or files
     if len(models) == 1:
-        announce(
-            f"\nFetch it: hyperfarm pull {shlex.quote(experiment.name)} -o {shlex.quote(models[0]['name'])}"
-        )
+        into = shlex.quote(Path(models[0]["name"]).name)
+        announce(f"\nFetch it: hyperfarm pull {shlex.quote(experiment.name)} -o {into}")
 
 
 @click.command()

@@ -9,15 +9,19 @@ from datetime import datetime
 from typing import Any
 
 from hyperfarm.analysis.reading import Document, Experiment, budget_of
+from hyperfarm.jobs import JobDoc
 from hyperfarm.presence import serves, silence_s
 from hyperfarm.store import Store
 
-WORKER_FIELDS = ("host", "pid", "slots", "busy", "exp_keys", "python", "versions")
+WORKER_FIELDS = ("host", "pid", "slots", "devices", "exp_keys", "python", "versions")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What goes on at the moment `at` of the database's clock: the living workers, the busiest experiments first."""
+    """What goes on at the moment `at` of the database's clock: the living workers, the busiest experiments first.
+
+    A worker's `runs` are the jobs that it holds, with the seconds until each lease ends.
+    """
 
     at: datetime
     experiments: Sequence[Document]
@@ -30,12 +34,13 @@ def take_snapshot(store: Store, experiment: Experiment | None = None) -> Snapsho
     if experiment is not None:
         entries = [entry for entry in entries if entry["exp_key"] == experiment.exp_key]
         workers = [worker for worker in workers if serves(worker, experiment.exp_key)]
+    running = store.running_jobs()
     at = store.now()
     workers = sorted(workers, key=lambda worker: (str(worker.get("host")), worker.get("pid") or 0))
     return Snapshot(
         at=at,
         experiments=sorted(entries, key=_rank),
-        workers=[{**worker_entry(worker), "heartbeat_age_s": silence_s(worker, at)} for worker in workers],
+        workers=[worker_entry(worker, running, at) for worker in workers],
     )
 
 
@@ -45,11 +50,27 @@ def _rank(entry: Document) -> tuple[bool, bool, float]:
     return not entry["running"], not entry["waiting"], -changed.timestamp() if changed else 0.0
 
 
-def worker_entry(worker: Document) -> Document:
-    """One worker, for a program."""
+def worker_entry(worker: Document, running: Sequence[JobDoc], at: datetime) -> Document:
+    """One worker, for a program. Its rate is that of its whole life."""
     refused = [{name: one.get(name) for name in ("exp_key", "reason")} for one in worker.get("refused") or ()]
+    runs = [
+        {
+            **{name: job.get(name) for name in ("exp_key", "tid", "attempt")},
+            "lease_left_s": (job["lease"]["expires"] - at).total_seconds(),
+        }
+        for job in running
+        if job["lease"].get("worker") == worker["_id"]
+    ]
+    done, failed, uptime_s = (worker.get(name) or 0 for name in ("done", "failed", "uptime_s"))
     return {
         **{name: worker.get(name) for name in WORKER_FIELDS},
+        "busy": len(runs),
+        "runs": runs,
+        "done": done,
+        "failed": failed,
+        "cut_off": worker.get("cut_off") or 0,
+        "per_min": 60 * (done + failed) / uptime_s if uptime_s else 0.0,
+        "heartbeat_age_s": silence_s(worker, at),
         "draining": bool(worker.get("draining")),
         "refused": refused,
         "paused": worker.get("paused") or [],

@@ -12,7 +12,7 @@ import click
 from hyperfarm.analysis.listing import ago, make_table, print_table, workers_text
 from hyperfarm.analysis.overview import Snapshot
 from hyperfarm.analysis.reading import NO_KEY, Document
-from hyperfarm.analysis.telling import moment
+from hyperfarm.analysis.telling import moment, shortened
 from hyperfarm.errors import DatabaseError
 from hyperfarm.presence import name_of, pauses
 
@@ -25,8 +25,11 @@ IDLE_SHARE = 9
 FEWEST_ROWS = 3
 OTHER_LINES = 9
 EXPERIMENTS = ("experiment", "finished", "running", "waiting", "failed", "best", "changed")
-WORKERS = ("host", "process", "slots", "busy", "heartbeat", "state", "serves")
-_NUMERIC = (*EXPERIMENTS[1:6], *WORKERS[1:5])
+WORKERS = ("host", "busy", "runs", "lease", "done", "failed", "/min", "state")
+_NUMERIC = (*EXPERIMENTS[1:6], "busy", "lease", "done", "failed", "/min")
+RUNS_WIDTH = 18
+SILENT_AFTER_S = 45.0
+"""A worker's heartbeat comes every 30 s."""
 
 
 def print_snapshot(shot: Snapshot) -> None:
@@ -83,7 +86,8 @@ def render(shot: Snapshot, height: int, trouble: str = "") -> Group:
         *_more(len(shot.experiments) - experiments, "experiments"),
     ]
     if shot.workers:
-        parts += [Text(), make_table(WORKERS, worker_rows(shot.workers[:workers]), _NUMERIC)]
+        shown = shot.workers if len(shot.workers) <= workers else sorted(shot.workers, key=_is_well)[:workers]
+        parts += [Text(), make_table(WORKERS, worker_rows(shown), _NUMERIC)]
         parts += _more(len(shot.workers) - workers, "workers")
     parts += [Text(line, style="yellow") for line in told[:FEWEST_ROWS]]
     parts += _more(len(told) - FEWEST_ROWS, "lines")
@@ -118,22 +122,45 @@ def experiment_rows(entries: Iterable[Document], now: datetime) -> list[list[str
 
 
 def worker_rows(workers: Iterable[Document]) -> list[list[str]]:
-    """The cells of WORKERS."""
+    """The cells of WORKERS: busy slots of all, what runs in them, the seconds left of the lease that ends first."""
     return [
         [
-            *(str(worker.get(name)) for name in ("host", "pid", "slots", "busy")),
-            f"{worker['heartbeat_age_s']:.0f} s ago",
+            str(worker["host"]),
+            f"{worker['busy']}/{worker['slots']}",
+            _runs(worker["runs"]),
+            f"{min(run['lease_left_s'] for run in worker['runs']):.0f} s" if worker["runs"] else "",
+            str(worker["done"] or ""),
+            str(worker["failed"] or ""),
+            f"{worker['per_min']:.3g}" if worker["per_min"] else "",
             _state(worker),
-            ", ".join(worker["exp_keys"] or ()) or "all",
         ]
         for worker in workers
     ]
 
 
+def _runs(runs: Iterable[Document]) -> str:
+    """The trials of a worker by experiment, such as `digits 17 18`, shortened."""
+    trials: dict[str, list[str]] = {}
+    for run in sorted(runs, key=lambda run: (str(run["exp_key"]), run["tid"])):
+        trials.setdefault(NO_KEY if run["exp_key"] is None else run["exp_key"], []).append(str(run["tid"]))
+    return shortened(", ".join(" ".join([key, *tids]) for key, tids in trials.items()), RUNS_WIDTH)
+
+
 def _state(worker: Document) -> str:
     words = ["draining"] if worker["draining"] else []
     words += [f"{len(worker[what])} {what}" for what in ("paused", "refused") if worker[what]]
+    if worker["heartbeat_age_s"] > SILENT_AFTER_S:
+        words.append(f"silent {worker['heartbeat_age_s']:.0f} s")
+    if worker["exp_keys"]:
+        words.append(f"only {', '.join(worker['exp_keys'])}")
     return ", ".join(words) or "ok"
+
+
+def _is_well(worker: Document) -> bool:
+    """Those that are not come first where there is no room for all."""
+    return not (worker["draining"] or worker["paused"] or worker["refused"]) and (
+        worker["heartbeat_age_s"] <= SILENT_AFTER_S
+    )
 
 
 def notes(workers: Sequence[Document]) -> list[str]:

@@ -18,8 +18,9 @@ from hyperfarm.cli_options import mongo_option, open_store
 def top(exp_key: str | None, mongo: str | None, once: bool, as_json: bool) -> None:
     """Watch experiments and workers, or one experiment and the workers that serve it; Ctrl-C ends it.
 
-    Every 2 seconds: trials finished of the budget, running, waiting and failed, the best loss; each worker's
-    slots and heartbeat, which slots pause since their process keeps crashing, and who refuses what.
+    Every 2 seconds: trials finished of the budget, running, waiting and failed, the best loss; each worker's busy
+    slots, the trials in them, the seconds left of their leases, how many it finished, how many failed, and its
+    rate; which slots pause since their process keeps crashing, and who refuses what.
 
     \b
     Example:

@@ -11,8 +11,15 @@ from typing import Any
 
 from hyperfarm import __version__, settings
 from hyperfarm.blobs import Blobs
-from hyperfarm.bundle import Bundle, sign
-from hyperfarm.errors import ExperimentConflict, UsageError
+from hyperfarm.bundle import Bundle, sign, verify
+from hyperfarm.errors import (
+    BundleError,
+    DatabaseError,
+    DatabaseUnavailable,
+    ExperimentConflict,
+    OutcomeUnknown,
+    UsageError,
+)
 from hyperfarm.mongo import Document
 from hyperfarm.store import Store
 
@@ -132,7 +139,8 @@ def _reconcile(store: Store, blobs: Blobs, request: Request, doc: Document) -> D
             "carry it on, or choose another name"
         )
     bundles = doc.get("bundles", [])
-    if not bundles or bundles[-1]["revision"] != request.bundle.revision:
+    same = bool(bundles) and bundles[-1]["revision"] == request.bundle.revision
+    if not same or (request.replace_code and not _is_signed(blobs, key, bundles[-1])):
         if bundles and not request.replace_code:
             raise ExperimentConflict(
                 f"experiment {key!r} was begun with other code or another space than "
@@ -151,6 +159,17 @@ def _reconcile(store: Store, blobs: Blobs, request: Request, doc: Document) -> D
                 f"{_budget(wanted)}; change it by --extend (extend=True), or choose another name"
             )
     return changes
+
+
+def _is_signed(blobs: Blobs, exp_key: str, entry: Document) -> bool:
+    """False when workers would refuse the bundle: the farm's secret is a new one, or somebody exchanged it."""
+    try:
+        verify(settings.farm_secret(), blobs.read(entry), exp_key, entry["revision"], entry.get("signature"))
+    except (DatabaseUnavailable, OutcomeUnknown):
+        raise
+    except (BundleError, DatabaseError):
+        return False
+    return True
 
 
 def space_text(space: Any) -> str:

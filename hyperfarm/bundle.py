@@ -20,7 +20,7 @@ import sys
 import tempfile
 import types
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -130,9 +130,27 @@ def sign(secret: bytes, content: bytes, exp_key: str | None, revision: str) -> s
     """Return the HMAC-SHA256, in hex, of content, experiment and revision; no exp_key is not ""."""
     if not secret:
         raise BundleError("The farm's secret is empty: nothing can be signed with it.")
-    mac = hmac.new(secret, b"hyperfarm bundle 1", hashlib.sha256)
+    return _mac(secret, b"hyperfarm bundle 1", content, exp_key, revision)
+
+
+def sign_checkpoint(secret: bytes, sha256: str, exp_key: str | None, tid: int) -> str:
+    """Return the HMAC-SHA256, in hex, of a checkpoint's digest, its experiment and its trial.
+
+    Objectives unpickle what they have saved: a checkpoint is handed out only if a worker of the farm made it.
+    """
+    return _mac(secret, b"hyperfarm checkpoint 1", sha256.encode(), exp_key, str(tid))
+
+
+def is_signed_checkpoint(secret: bytes, ref: Mapping[str, Any], exp_key: str | None, tid: int) -> bool:
+    """True if the farm's secret signed the checkpoint that `ref` refers to for this trial."""
+    wanted = sign_checkpoint(secret, str(ref.get("sha256")), exp_key, tid)
+    return hmac.compare_digest(wanted.encode(), str(ref.get("signature")).encode("utf-8", "surrogatepass"))
+
+
+def _mac(secret: bytes, purpose: bytes, content: bytes, exp_key: str | None, which: str) -> str:
+    mac = hmac.new(secret, purpose, hashlib.sha256)
     key = b"\0" if exp_key is None else b"\1" + exp_key.encode()
-    for part in (content, key, revision.encode()):
+    for part in (content, key, which.encode()):
         mac.update(len(part).to_bytes(8, "big"))
         mac.update(part)
     return mac.hexdigest()

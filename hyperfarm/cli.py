@@ -17,6 +17,7 @@ EXIT_INTERRUPTED = 130
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("hyperfarm.controller.commands", "Run a search: FILE.py or module:function."),
     "worker": ("hyperfarm.worker.commands", "Run trials on this host until stopped."),
+    "hosts": ("hyperfarm.deploy.commands", "Start and stop workers on many machines, over SSH."),
     "ls": ("hyperfarm.analysis.commands", "List the experiments."),
     "show": ("hyperfarm.analysis.commands", "Show an experiment, or one of its trials."),
     "top": ("hyperfarm.analysis.top_commands", "Watch experiments and workers."),

@@ -8,13 +8,14 @@ from pymongo import ASCENDING, IndexModel
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
+from hyperfarm.errors import DatabaseError
 from hyperfarm.jobs import JobState
 
 _UP = ASCENDING
 NEWS = "news"
 """A small capped collection: a document is put there whenever idle workers should look at the queue."""
 NEWS_BYTES, NEWS_DOCUMENTS = 1 << 16, 1000
-NAMESPACE_EXISTS = 48
+NAMESPACE_EXISTS, UNAUTHORIZED = 48, 13
 INDEXES: dict[str, list[IndexModel]] = {
     "jobs": [
         IndexModel(
@@ -56,13 +57,28 @@ INDEXES: dict[str, list[IndexModel]] = {
 
 
 def ensure_indexes(database: Database[dict[str, Any]]) -> None:
-    """Make the indexes that are missing; it costs one short round trip per collection when all are there."""
+    """Make the indexes that are missing; it costs one short round trip per collection when all are there.
+
+    A user without the right to make them (a worker's) needs it only when some are missing: then DatabaseError.
+    """
+    try:
+        _ensure_indexes(database)
+        _ensure_news(database)
+    except OperationFailure as error:
+        if error.code != UNAUTHORIZED:
+            raise
+        raise DatabaseError(
+            f"the database {database.name} has no farm yet, or lacks something new, and this user may not "
+            "make it: run `hyperfarm ls` once as the user of the controller, then try again"
+        ) from error
+
+
+def _ensure_indexes(database: Database[dict[str, Any]]) -> None:
     for collection, indexes in INDEXES.items():
         present = database[collection].index_information()
         missing = [index for index in indexes if index.document["name"] not in present]
         if missing:
             database[collection].create_indexes(missing)
-    _ensure_news(database)
 
 
 def _ensure_news(database: Database[dict[str, Any]]) -> None:
@@ -70,7 +86,10 @@ def _ensure_news(database: Database[dict[str, Any]]) -> None:
     news = database[NEWS]
     if not news.options().get("capped"):
         try:
-            database.create_collection(NEWS, capped=True, size=NEWS_BYTES, max=NEWS_DOCUMENTS)
+            # The server alone knows whether it is there by now: many hosts may open a new database at once.
+            database.create_collection(
+                NEWS, check_exists=False, capped=True, size=NEWS_BYTES, max=NEWS_DOCUMENTS
+            )
         except OperationFailure as error:
             if error.code != NAMESPACE_EXISTS:
                 raise

@@ -71,6 +71,10 @@ def normalise_url(url: str) -> tuple[str, str]:
         # The look-up of an SRV record belongs to connecting, not to reading the address.
         parsed = parse_uri(f"mongodb://{rest}", warn=False) if scheme == "mongodb" else {}
         database = parsed.get("database") or urlsplit(f"x://{rest}").path.lstrip("/") or DEFAULT_DATABASE
+    except OSError as error:
+        raise SettingsError(
+            f"{shown!r} names a file that cannot be read: {error.strerror}: {error.filename}"
+        ) from None
     except (errors.PyMongoError, ValueError) as error:
         raise SettingsError(
             f"{shown!r} is not a usable address: {_reason(error, url)}; write {FORMS}"
@@ -133,9 +137,21 @@ def connection_error(error: errors.PyMongoError, url: str) -> DatabaseError:
         return DatabaseError(
             f"MongoDB at {shown} refuses to work: {hide_password(str(error.details or error))}"
         )
-    if "replica set" in str(error).lower() and "replicaSet=" in url:
+    if "No replica set members available" in str(error):
         return DatabaseUnavailable(f"no replica set of this name answers at {shown}: check replicaSet in it")
+    if "No replica set members match" in str(error) or "No primary available" in str(error):
+        return DatabaseUnavailable(
+            f"the replica set at {shown} has no primary: it is electing one, or too few members are up; try again"
+        )
+    distrust = re.search(r"certificate verify failed: ([^(,]+)", str(error))
+    if distrust is not None:
+        return DatabaseError(
+            f"the certificate of MongoDB at {shown} is not trusted ({distrust[1].strip()}): "
+            "name its CA in the address, with tlsCAFile=/path/to/ca.crt"
+        )
     reason = re.split(r"[,(]", hide_password(str(error)))[0].strip()
+    if reason.endswith("connection closed") and not re.search(r"(?i)[?&](tls|ssl)=true|^mongodb\+srv:", url):
+        reason += "; if it wants TLS, add tls=true"
     return DatabaseUnavailable(
         f"no MongoDB answers at {shown} ({reason}); start one with `hyperfarm db start`, or check the address"
     )

@@ -122,6 +122,13 @@ class JobQueries:
             query = {"state": int(JobState.RUNNING), "lease.expires": {"$gt": self.now()}}
             return self.jobs.count_documents(query)
 
+    def running_jobs(self) -> list[JobDoc]:
+        """Key, tid, attempt and lease of all jobs that run under a lease; index `lease_expiry`."""
+        query = {"state": int(JobState.RUNNING), "lease.expires": {"$type": "date"}}
+        fields = dict.fromkeys(("exp_key", "tid", "attempt", "lease"), 1)
+        with translated("looking at running jobs"):
+            return self._with_indexes(lambda: list(self.jobs.find(query, fields).hint("lease_expiry")))
+
     def summaries(self) -> list[Document]:
         """One row per exp_key that has jobs: counts by state, failures, best loss, first and last moment."""
         ok = {"$and": [{"$eq": ["$state", 2]}, {"$eq": ["$result.status", "ok"]}]}

@@ -271,8 +271,8 @@ class Store(JobQueries):
                 "worker": {"$literal": worker},
                 "expires": self._after(lease_s),
             },
-            "attempt": {"$add": [{"$ifNull": ["$attempt", 0]}, 1]},
-            "version": {"$add": [{"$ifNull": ["$version", 0]}, 1]},
+            "attempt": {"$add": [_number("$attempt"), 1]},
+            "version": {"$add": [_number("$version"), 1]},
             "book_time": self.clock,
             "refresh_time": self.clock,
         }
@@ -522,6 +522,11 @@ def _claim_of(doc: JobDoc) -> Claim:
     lease = doc["lease"]
     held = Lease(token=lease["token"], worker=lease["worker"], expires=lease["expires"])
     return Claim(doc=decode_job(doc), lease=held)
+
+
+def _number(field: str) -> Document:
+    """The value of a field, 0 if it holds no number: one odd document must not keep a claim from all others."""
+    return {"$cond": [{"$isNumber": field}, field, 0]}
 
 
 def _fence(claim: Claim) -> Document:

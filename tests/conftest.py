@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,10 +37,11 @@ def store(mongo_url: str) -> Iterator[Store]:
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Nothing that a test does touches the user's own settings, secret or private database.
 
-    The cache stays the user's: mongod is fetched once, not once per test.
+    The cache stays the user's: mongod is fetched once, not once per test. The home is removed at the end: a
+    private database in it takes 300 MB.
     """
     from hyperfarm import settings
 
@@ -50,4 +52,5 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("HYPERFARM_CONFIG", str(home / "config"))
     monkeypatch.setenv("HYPERFARM_DATA", str(home / "data"))
     monkeypatch.setenv("HYPERFARM_CACHE", str(cache))
-    return home
+    yield home
+    shutil.rmtree(home, ignore_errors=True)

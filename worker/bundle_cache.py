@@ -116,14 +116,20 @@ class BundleCache:
                 return known
             fetching = self._fetching.setdefault(key, threading.Lock())
         with fetching:
-            entry = self._entry(key, revision)
+            entry: Document = {"revision": ""}
             try:
+                entry = self._entry(key, revision)
                 code = self._fetch(key, entry)
-            except (DatabaseUnavailable, OutcomeUnknown):
+            except (DatabaseUnavailable, OutcomeUnknown, UnknownRevision):
                 raise
             except (Refused, BundleError, SettingsError, DatabaseError, OSError) as error:
                 self.refuse(key, entry["revision"], str(error))
                 raise Refused(str(error)) from error
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                # Whoever may write to the database may have written this; it must not end the worker.
+                reason = f"what the database says of its code is malformed ({type(error).__name__}: {error})"
+                self.refuse(key, entry["revision"], reason)
+                raise Refused(reason) from error
         with self._lock:
             self._codes[key, code.revision] = code
         return code
@@ -148,8 +154,9 @@ class BundleCache:
         experiment = self._store.experiment(key) or {}
         bundles = experiment.get("bundles") or []
         if not bundles:
-            self.refuse(key, "", "it has no bundle: its jobs were not queued by hyperfarm")
-            raise Refused("it has no bundle")
+            raise Refused("it has no bundle: its jobs were not queued by hyperfarm")
+        if not all(isinstance(entry["revision"], str) for entry in bundles):
+            raise TypeError("a revision is no text")
         with self._lock:
             self._current[key] = bundles[-1]["revision"]
         wanted = [entry for entry in bundles if revision in (None, entry["revision"])]

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 import click
 
 from hyperfarm.cli_options import mongo_option, open_store, patience_option, trial_limit_options
+from hyperfarm.errors import UsageError
 from hyperfarm.jobs import DEFAULT_LEASE_S
+from hyperfarm.worker.devices import automatic_slots, present
 
 if TYPE_CHECKING:
     from hyperfarm.worker.supervisor import Supervisor
 
+MOST_SLOTS = 1024
 INTERRUPT_GRACE_S = 1.0
 """After Ctrl-C running trials may finish within this time; then their jobs go back to the queue."""
 
@@ -26,8 +29,11 @@ INTERRUPT_GRACE_S = 1.0
 @click.command()
 @mongo_option
 @click.option("--exp-key", "exp_keys", multiple=True, help="Serve this experiment only (may be repeated).")
-@click.option("--slots", type=click.IntRange(1, 1024), default=1, show_default=True,
-              help="How many trials to run at once, each in a process of its own.")  # fmt: skip
+@click.option("--slots", metavar="N|auto", default="1", show_default=True,
+              help="How many trials to run at once, each in its own process; auto: one per GPU or core.")  # fmt: skip
+@click.option("--devices", metavar="LIST", default="auto", show_default=True,
+              help="GPUs that the slots share out among them: auto (all), none, or such as 0,1.")  # fmt: skip
+@click.option("--name", metavar="TEXT", help="What this host is called in the farm (default: its host name).")
 @click.option("--lease", "lease_s", type=click.FloatRange(1), default=DEFAULT_LEASE_S, show_default=True,
               help="Seconds after which a worker that fell silent loses its trials.")  # fmt: skip
 @click.option("--grace", "grace_s", type=click.FloatRange(0), default=60.0, show_default=True,
@@ -41,7 +47,9 @@ INTERRUPT_GRACE_S = 1.0
 def worker(
     mongo: str | None,
     exp_keys: tuple[str, ...],
-    slots: int,
+    slots: str,
+    devices: str,
+    name: str | None,
     lease_s: float,
     grace_s: float,
     trial_timeout_s: float | None,
@@ -73,8 +81,11 @@ def worker(
         from hyperfarm.errors import DatabaseUnavailable
         from hyperfarm.worker.supervisor import Supervisor, WorkerOptions
 
+        gpus = parse_devices(devices)
         options = WorkerOptions(
-            slots=slots,
+            slots=parse_slots(slots, gpus or ()),
+            name=name,
+            devices=gpus,
             exp_keys=exp_keys,
             lease_s=lease_s,
             fresh=fresh,
@@ -87,11 +98,32 @@ def worker(
         stop_on_signals(supervisor, grace_s)
         if lifeline:
             watch_lifeline(lambda: supervisor.ask_to_stop(grace_s))
-        logging.info("worker %s: %d slots", supervisor.id, slots)
+        logging.info("worker %s: %d slots", supervisor.id, options.slots)
         supervisor.run()
         if supervisor.failure is not None:
             raise DatabaseUnavailable(supervisor.failure)
         logging.info("worker %s has stopped; nothing is left running", supervisor.id)
+
+
+def parse_devices(text: str) -> tuple[str, ...] | None:
+    """Read --devices; None when there is nothing to share out. Raises UsageError."""
+    if text == "none":
+        return ()
+    if text == "auto":
+        return present() or None
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise UsageError(f"--devices {text} is not understood: write auto, none, or GPUs such as 0,1")
+    return names
+
+
+def parse_slots(text: str, devices: tuple[str, ...]) -> int:
+    """Read --slots. Raises UsageError."""
+    if text == "auto":
+        return automatic_slots(devices)
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_SLOTS):
+        raise UsageError(f"--slots {text} is neither auto nor a number from 1 to {MOST_SLOTS}")
+    return int(text)
 
 
 def stop_on_signals(supervisor: Supervisor, grace_s: float) -> None:

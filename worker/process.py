@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from hyperfarm.worker import wire
+from hyperfarm.worker.devices import VARIABLE
 from hyperfarm.worker.logbuffer import LogBuffer
 
 KEPT_FROM_CHILD = (
@@ -39,10 +40,11 @@ class ChildDied(Exception):
 class ChildProcess:
     """One `hyperfarm.worker.child`, in a process group of its own, bound to one bundle.
 
-    Its output goes to `log`, bounded. Not thread-safe, but for `kill`, which any thread may call.
+    Its output goes to `log`, bounded. Not thread-safe, but for `kill`, which any thread may call. `devices`: the
+    GPUs that it may see; None leaves that to the environment.
     """
 
-    def __init__(self, revision: str) -> None:
+    def __init__(self, revision: str, devices: tuple[str, ...] | None = None) -> None:
         self.revision = revision
         self.guardian: int | None = None
         """The process that cleans up after the child; it ends by itself."""
@@ -59,6 +61,8 @@ class ChildProcess:
         environment["HYPERFARM_LIFELINE"] = str(their_lifeline)
         environment["HYPERFARM_SCRATCH"] = str(self.scratch)
         environment[MARK] = str(self.scratch)
+        if devices is not None:
+            environment[VARIABLE] = ",".join(devices)
         try:
             self._process = subprocess.Popen(
                 command,

@@ -91,6 +91,7 @@ class Slot(threading.Thread):
             self.token = None
             self.farm.let_go(claim, time.monotonic() - started)
             run.clean_up()
+            self.farm.count(run.outcome)
             self._count(run)
             if self.farm.options.fresh:
                 self.drop_child()
@@ -130,7 +131,7 @@ class Slot(threading.Thread):
             return self.child
         self.drop_child()
         started = time.monotonic()
-        child = self.child = ChildProcess(code.revision)
+        child = self.child = ChildProcess(code.revision, self.farm.devices_of(self.number))
         if self.farm.leaving:  # The supervisor may have killed the slots' children a moment ago.
             child.kill()
         child.send({"type": "load", "folder": str(code.folder)})

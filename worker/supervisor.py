@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,17 +26,20 @@ from typing import TypeVar
 import hyperfarm
 from hyperfarm.blobs import Blobs
 from hyperfarm.errors import DatabaseError, DatabaseUnavailable, OutcomeUnknown
-from hyperfarm.jobs import DEFAULT_LEASE_S, Claim, TrialLimits
+from hyperfarm.jobs import DEFAULT_LEASE_S, Claim, JobState, TrialLimits
 from hyperfarm.reaping import Reaper
 from hyperfarm.retry import PATIENCE_S, patiently
 from hyperfarm.store import Store, new_token
 from hyperfarm.wakeup import Wakeup
 from hyperfarm.worker.bundle_cache import BundleCache
+from hyperfarm.worker.devices import share
 from hyperfarm.worker.fairness import FairShare
 from hyperfarm.worker.slot import Slot
 
 log = logging.getLogger("hyperfarm.worker")
 T = TypeVar("T")
+LAUNCH = "HYPERFARM_LAUNCH"
+"""Set by whoever starts a worker and wants to find it again in `workers`."""
 HEARTBEAT_S = 30.0
 IDLE_LOOK_S = 20.0
 """Even without news an idle host looks at the queue this often: hyperopt's own controllers do not ring."""
@@ -54,11 +57,15 @@ LEAVE_S = 1.5
 class WorkerOptions:
     """How one supervisor works.
 
-    `exp_keys` empty: it serves every experiment. `trial_timeout_s` and `trial_memory` (bytes) bound every
-    trial on this host, besides what its experiment says. `patience_s`: how long the database may be away.
+    `name`: what its host is called, else its host name. `devices`: the GPUs that the slots share out among
+    them; None leaves CUDA_VISIBLE_DEVICES alone. `exp_keys` empty: it serves every experiment.
+    `trial_timeout_s` and `trial_memory` (bytes) bound every trial on this host, besides what its experiment
+    says. `patience_s`: how long the database may be away.
     """
 
     slots: int = 1
+    name: str | None = None
+    devices: tuple[str, ...] | None = None
     exp_keys: tuple[str, ...] = ()
     lease_s: float = DEFAULT_LEASE_S
     poll_s: float = 1.0
@@ -81,7 +88,8 @@ class Supervisor:
         self.blobs = Blobs(store.database)
         self.codes = BundleCache(store, self.blobs)
         self.shares = FairShare()
-        self.host = socket.gethostname()
+        self.host = options.name or socket.gethostname()
+        self._devices = None if options.devices is None else share(options.devices, options.slots)
         self.id = f"{self.host}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.leaving = False
         self.failure: str | None = None
@@ -89,6 +97,8 @@ class Supervisor:
         self._lock, self._door = threading.Lock(), threading.Lock()
         self._held: dict[str, Slot] = {}
         self._lost: set[str] = set()
+        self._ends: Counter[JobState | None] = Counter()
+        self._began = time.monotonic()
         self._claims_left = options.max_jobs
         self._waiting: list[str | None] = []
         self._waiting_known_until = 0.0
@@ -176,6 +186,10 @@ class Supervisor:
         """True when writes should not be waited for any longer."""
         return self.leaving and self._deadline is not None and time.monotonic() >= self._deadline - 1.0
 
+    def devices_of(self, slot: int) -> tuple[str, ...] | None:
+        """The GPUs of a slot; None: whatever the environment says."""
+        return None if self._devices is None else self._devices[slot]
+
     # ---- claiming ----------------------------------------------------------------------------------
 
     def next_claim(self, slot: Slot) -> Claim | None:
@@ -243,7 +257,8 @@ class Supervisor:
                 return claim
         found = self.store.waiting()
         self._next_due_s = IDLE_LOOK_S if found.next_s is None else found.next_s + JUST_AFTER_S
-        waiting = [key for key in found.exp_keys if self._may_serve(key)]
+        named = [key for key in found.exp_keys if key is None or isinstance(key, str)]
+        waiting = [key for key in named if self._may_serve(key)]
         self._waiting, self._waiting_known_until = waiting, time.monotonic() + WAITING_KNOWN_S
         return self._claim_first(slot, waiting)
 
@@ -307,6 +322,11 @@ class Supervisor:
             self._held.pop(claim.lease.token, None)
             self._lost.discard(claim.lease.token)
 
+    def count(self, outcome: JobState | None) -> None:
+        """Count a trial that came to its end here; None: an attempt that did not."""
+        with self._lock:
+            self._ends[outcome] += 1
+
     def is_lost(self, claim: Claim) -> bool:
         with self._lock:
             return claim.lease.token in self._lost
@@ -352,9 +372,15 @@ class Supervisor:
         fields = {
             "host": self.host,
             "pid": os.getpid(),
+            "launch": os.environ.get(LAUNCH),
             "slots": self.options.slots,
+            "devices": None if self.options.devices is None else list(self.options.devices),
             "exp_keys": list(self.options.exp_keys) or None,
             "busy": len(self._held),
+            "done": self._ends[JobState.DONE],
+            "failed": self._ends[JobState.ERROR],
+            "cut_off": self._ends[None],
+            "uptime_s": time.monotonic() - self._began,
             "draining": self._draining.is_set(),
             "refused": self.codes.refusals(),
             "paused": [pause for slot in self.slots if (pause := slot.pause) is not None],

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hyperfarm import settings
 from hyperfarm.blobs import blob_ids
+from hyperfarm.bundle import is_signed_checkpoint, sign_checkpoint
 from hyperfarm.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -58,6 +61,7 @@ class TrialRun:
         self.checkpoint: dict[str, Any] | None = claim.doc.get("checkpoint")
         self.files_made: list[Path] = []
         self.crashed: str | None = None
+        self.outcome: JobState | None = None
         self.limits = TrialLimits()
 
     def carry_out(self) -> None:
@@ -86,6 +90,10 @@ class TrialRun:
             self._stop_for(limit)
         except DiskFull as full:
             self._disk_full(str(full))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._disk_full(str(error))  # Not even the scratch folder of a new process could be made.
         else:
             if answer.get("disk_full"):
                 self._disk_full(": ".join(answer["error"]))
@@ -187,6 +195,7 @@ class TrialRun:
         self._flush_reports()  # What was told before the checkpoint must not be lost when it is resumed.
         ref = self._send(lambda: blobs.put_for(claim, path, "checkpoint", "checkpoint"))
         self.blobs_made.append(ref["blob"])
+        ref["signature"] = sign_checkpoint(settings.farm_secret(), ref["sha256"], claim.exp_key, claim.tid)
         self._send(lambda: self.farm.store.keep_checkpoint(claim, ref))
         # From here on it belongs to the job, whatever becomes of this attempt.
         self.blobs_made.remove(ref["blob"])
@@ -198,6 +207,12 @@ class TrialRun:
         """Fetch the checkpoint to a file for the child. One that cannot be read any more is passed over."""
         ref, child = self.checkpoint, self.slot.child
         if ref is None or child is None:
+            return None
+        if not is_signed_checkpoint(settings.farm_secret(), ref, self.claim.exp_key, self.claim.tid):
+            where = f"trial {self.claim.tid} of {self.claim.exp_key}"
+            log.warning(
+                "%s begins anew: its checkpoint was not made by a worker with this farm's secret", where
+            )
             return None
         path = child.scratch / f"checkpoint-{ref['blob']}"
         try:
@@ -278,6 +293,7 @@ class TrialRun:
             self._forget(self.checkpoint["blob"])
         if "log" in fields:
             self._forget_last_log()
+        self.outcome = state
         outcome = fields["result"].get("loss", fields.get("error"))
         log.info("trial %d of %s: %s %s", self.claim.tid, self.claim.exp_key, state.label, outcome)
 

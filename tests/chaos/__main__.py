@@ -1,4 +1,4 @@
-"""`python -m tests.chaos --seed N --minutes M`: run a campaign; `--table DIR`: the table of those that ran."""
+"""`python -m tests.chaos --seed N --minutes M`: run a campaign; `--table DIR`: tables of those that ran."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("chaos-out"), help="where JSON and logs go")
     parser.add_argument("--topology", choices=("three", "one", "standalone"), help="default: by the seed")
     parser.add_argument("--keep", action="store_true", help="keep all files, also without findings")
-    parser.add_argument("--table", type=Path, metavar="DIR", help="print the Markdown table of DIR and end")
+    parser.add_argument("--table", type=Path, metavar="DIR", help="print the Markdown tables of DIR and end")
     options = parser.parse_args()
     if options.table is not None:
         print(outcome.table(options.table.glob("*.json")))
+        print()
+        print(outcome.totals(options.table.glob("*.json")))
         return 0
     signal.signal(signal.SIGTERM, _interrupt)
     planned = campaign.make(options.seed, options.minutes, options.out, options.topology, options.keep)

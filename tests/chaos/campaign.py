@@ -99,7 +99,7 @@ def _farm(campaign: Campaign, folder: Path, url: str, env: dict[str, str], mark:
         folder=folder,
         env=env | {"HYPERFARM_CACHE": str(folder / "cache")},
         log=folder / "logs" / "controller.log",
-        sign_of_life=f"{EXP_KEY}: ",
+        sign_of_life=f"/{campaign.max_evals} done",
         ends_by_itself=True,
     )
     dice = random.Random(campaign.seed)

@@ -100,3 +100,12 @@ def table(files: Iterable[Path]) -> str:
     told = [json.loads(file.read_text()) for file in files]
     told.sort(key=lambda one: (one["seed"], one["topology"]))
     return "\n".join([HEADER, *map(row, told)])
+
+
+def totals(files: Iterable[Path]) -> str:
+    """How many faults of each kind these campaigns saw, as a Markdown table."""
+    kinds: Counter[str] = Counter()
+    for file in files:
+        kinds.update(json.loads(file.read_text())["faults"])
+    lines = [f"| {kind} | {count} |" for kind, count in kinds.most_common()]
+    return "\n".join(["| fault | times |", "|---|---|", *lines, f"| all | {kinds.total()} |"])

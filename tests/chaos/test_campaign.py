@@ -68,7 +68,7 @@ def proxy() -> Iterator[Proxy]:
     server = socket.create_server(("127.0.0.1", 0))
 
     def echo(peer: socket.socket) -> None:
-        with peer, contextlib.suppress(ConnectionResetError):
+        with peer, contextlib.suppress(ConnectionError):
             while data := peer.recv(1 << 16):
                 peer.sendall(data)
 

@@ -110,9 +110,9 @@ def test_the_program_with_fmin(mongod, mongo_url, tmp_path):
 def test_the_farm_chapter(mongo_url, task):
     """A worker and a controller that know the database from the environment alone."""
     worker_line = block("sh", "hyperfarm worker --slots")
-    run = block("sh", "--max-evals 500").replace("500", "12")
+    run = block("sh", "--max-evals 500").splitlines()[0].replace("500", "12")
     with started(*shlex.split(worker_line)[1:], HYPERFARM_MONGO=mongo_url):
-        assert "12 ok" in run_line(run.strip(), task, HYPERFARM_MONGO=mongo_url)
+        assert "12 ok" in run_line(run, task, HYPERFARM_MONGO=mongo_url)
     assert embedded.status() is None
 
 

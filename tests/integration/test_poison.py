@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import random
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hyperfarm.blobs import Blobs
+from tests.chaos.disk import Disk
 from tests.support import TWO_PARAMETERS, eventually, gone, hyperfarm, started, worker
 
 POISON = """
@@ -202,3 +205,20 @@ def test_what_a_dead_process_had_started_is_killed_too(who, mongo_url, store, tm
         else:
             host.send_signal(signal.SIGKILL)
         eventually(lambda: gone(pids), "nothing is left of what it had started", 20)
+
+
+def test_a_full_disk_is_told_as_such_before_a_process_has_begun(mongo_url, store, tmp_path):
+    path = script(tmp_path, "crowded", "def objective(p):\n    return 1\n")
+    with Disk(tmp_path / "small") as disk:
+        if not disk.is_mounted:
+            assert not os.environ.get("CI")
+            pytest.skip("needs the right to mount a file system")
+        with worker(mongo_url, tmp_path / "w", "--fresh", TMPDIR=str(disk.path)):
+            hyperfarm("run", path, "--mongo", mongo_url, "--max-evals", "1")
+            disk.fill(random.Random(1), [])
+            with started("run", path, "--mongo", mongo_url, "--max-evals", "2", "--extend") as controller:
+                history = eventually(lambda: store.find_jobs("crowded")[-1].get("history"), "an attempt ends")
+                disk.free([])
+                assert controller.wait(60) == 0
+    assert history[0]["reason"].startswith("no room on this host's disk: ")
+    assert [job["state"] for job in store.find_jobs("crowded")] == [2, 2]

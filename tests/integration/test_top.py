@@ -53,9 +53,7 @@ def run(mongo_url: str) -> Run:
 
 
 def beat(store: Store, host: str, pid: int = 7, **fields: Any) -> None:
-    store.heartbeat(
-        f"{host}:{pid}", {"host": host, "pid": pid, "slots": 4, "busy": 1, "exp_keys": None, **fields}
-    )
+    store.heartbeat(f"{host}:{pid}", {"host": host, "pid": pid, "slots": 4, "exp_keys": None, **fields})
 
 
 @pytest.fixture
@@ -67,7 +65,7 @@ def farm(store: Store) -> Store:
     store.finish(claim(store, "digits"), JobState.DONE, {"result": {"status": "ok", "loss": 2.0}})
     store.finish(claim(store, "digits"), JobState.DONE, OK)
     store.finish(claim(store, "digits"), JobState.ERROR, {"error": ["E", "x"], "result": {"status": "fail"}})
-    claim(store, "digits")
+    claim(store, "digits", worker="host7:7")
     return store
 
 
@@ -78,18 +76,19 @@ def row(output: str, name: str) -> list[str]:
 
 def test_once(run: Run, farm: Store) -> None:
     beat(farm, "host8", 9, exp_keys=["idle"], draining=True)
-    beat(
-        farm, "host7", paused=[PAUSE], refused=[{"exp_key": "idle", "revision": "r", "reason": "Python 3.9"}]
-    )
+    refused = [{"exp_key": "idle", "revision": "r", "reason": "Python 3.9"}]
+    beat(farm, "host7", paused=[PAUSE], refused=refused, done=12, failed=1, uptime_s=30.0)
     output = run("top", "--once").output
-    assert "workers: 2 alive on 2 hosts, 2 of 8 slots busy" in output
+    assert "workers: 2 alive on 2 hosts, 1 of 8 slots busy" in output
     assert "trials: 1 running, 2 waiting" in output
     assert row(output, "digits")[1:6] == ["3/20", "1", "2", "1", "1"]
     assert row(output, "idle")[1] == "0/20"
     assert output.index("digits") < output.index("idle ")  # What runs comes first.
-    assert row(output, "host7")[1:4] == ["7", "4", "1"]
-    assert row(output, "host7")[4:] == ["0", "s", "ago", "1", "paused,", "1", "refused", "all"]
-    assert row(output, "host8")[4:] == ["0", "s", "ago", "draining", "idle"]
+    busy, key, tid, left, unit, *rest = row(output, "host7")[1:]
+    assert (busy, key, tid, unit) == ("1/4", "digits", "3", "s")
+    assert 0 < int(left) <= 90
+    assert rest == ["12", "1", "26", "1", "paused,", "1", "refused"]
+    assert row(output, "host8")[1:] == ["0/4", "draining,", "only", "idle"]
     assert (
         "paused  host7: slot 2 after 5 crashes in a row (its process was killed by SIGSEGV), for 16 s, last "
         "with digits\n"
@@ -132,6 +131,8 @@ def test_json(run: Run, farm: Store) -> None:
     (one,) = told["workers"]
     assert (one["host"], one["pid"], one["slots"], one["busy"], one["draining"]) == ("host7", 7, 4, 1, True)
     assert 0 <= one["heartbeat_age_s"] < 60
+    (held,) = one["runs"]
+    assert (held["exp_key"], held["tid"], held["attempt"]) == ("digits", 3, 1)
     assert one["paused"][0]["crashes"] == 5
     assert isinstance(one["paused"][0]["until"], str)
 
@@ -162,6 +163,23 @@ def test_a_real_worker(run: Run, store: Store, mongo_url: str, tmp_path: Path) -
         told = json.loads(run("top", "--json").output)
     (one,) = told["workers"]
     assert (one["pid"], one["slots"], one["busy"], one["paused"]) == (process.pid, 3, 0, [])
+
+
+def test_a_worker_counts_what_it_has_done(run: Run, store: Store, mongo_url: str, tmp_path: Path) -> None:
+    script = tmp_path / "counted.py"
+    script.write_text(
+        "from hyperfarm import hp, trial\nspace = hp.uniform('x', 0, 1)\n"
+        "def objective(x):\n    assert trial.id != 1, 'on purpose'\n    return x\n"
+    )
+    with worker(mongo_url, tmp_path / "w", "--lease", "3", "--name", "the-big-one"):
+        hyperfarm("run", str(script), "--mongo", mongo_url, "--max-evals", "4")
+
+        def counted() -> bool:
+            (one,) = json.loads(run("top", "--json").output)["workers"]
+            assert one["host"] == "the-big-one"
+            return (one["done"], one["failed"], one["cut_off"]) == (3, 1, 0) and one["per_min"] > 0
+
+        eventually(counted, "its next heartbeat")
 
 
 def test_show_names_the_host_of_a_paused_slot(run: Run, farm: Store) -> None:
@@ -331,3 +349,20 @@ def test_watching_goes_on_through_an_outage(store: Store, monkeypatch: pytest.Mo
 
 def test_help_has_an_example() -> None:
     assert "Example:\n    hyperfarm top" in CliRunner().invoke(cli, ["top", "--help"]).output
+
+
+def test_two_hundred_hosts_in_eighty_columns(store: Store) -> None:
+    for number in range(200):
+        name = f"me@gpu{number:03}.example.org"
+        beat(store, name, done=12345, failed=678, uptime_s=3600.0)
+        queue(store, 1, "digits", number)
+        claim(store, "digits", worker=f"{name}:7")
+    beat(store, "me@gpu150.example.org", paused=[PAUSE], done=3)
+    shot = take_snapshot(store)
+    lines = rendered(Snapshot(at=shot.at, experiments=[entry("digits")], workers=shot.workers), 24, 80)
+    assert len(lines) <= 24
+    hosts = [line for line in lines if line.startswith("me@gpu")]
+    assert "gpu150" in hosts[0], "who is in trouble comes first"
+    assert "1 paused" in hosts[0]
+    assert re.fullmatch(r"me@gpu000\.example\.org +1/4 +digits 0 +\d+ s +12345 +678 +217 +ok *", hosts[1])
+    assert any(re.fullmatch(r"\.\.\. and \d+ more workers", line) for line in lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote_plus
 
 import pytest
@@ -12,6 +13,7 @@ from pymongo import MongoClient
 
 from hyperfarm import embedded
 from hyperfarm.errors import DatabaseError, DatabaseUnavailable, HyperfarmError
+from hyperfarm.mongo import connect
 from hyperfarm.store import Store
 from hyperfarm.wakeup import Wakeup
 from tests.making import KEY, claim, job, queue
@@ -63,6 +65,16 @@ def test_a_farm_opened_twice_is_the_same(store: Store, mongo_url: str) -> None:
     assert again.jobs.count_documents({}) == 2
     assert again.jobs.index_information() == store.jobs.index_information()
     again.close()
+
+
+def test_a_replica_set_of_another_name_and_one_without_a_primary(tmp_path: Path) -> None:
+    with embedded.throwaway(tmp_path) as server:
+        with pytest.raises(DatabaseUnavailable, match="no replica set of this name"):
+            connect(server.url.replace("replicaSet=hyperfarm", "replicaSet=other"), timeout_s=1)
+        with MongoClient(server.url) as client:
+            client.admin.command("replSetStepDown", 60, force=True)
+        with pytest.raises(DatabaseUnavailable, match="has no primary: it is electing one"):
+            connect(server.url, timeout_s=1)
 
 
 def test_the_time_is_aware_and_the_databases(store: Store) -> None:

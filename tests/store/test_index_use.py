@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from pymongo.collection import Collection
 
 from hyperfarm.blobs import Blobs
-from hyperfarm.indexes import INDEXES, ensure_indexes
+from hyperfarm.indexes import INDEXES, NEWS, ensure_indexes
 from hyperfarm.jobs import JobState
 from hyperfarm.store import Store
 from tests.making import KEY, OK, claim, expire, job, queue, watched
@@ -81,6 +82,7 @@ STATEMENTS: dict[str, tuple[Callable[[Store], Any], set[str]]] = {
     "job_rows": (lambda s: s.job_rows(KEY, ["state"]), {"view"}),
     "best_job": (lambda s: s.best_job(KEY), {"best"}),
     "prune_models": (lambda s: s.prune_models(KEY, 3), {"models", "_id_"}),
+    "running_jobs": (lambda s: s.running_jobs(), {"lease_expiry"}),
     "running_count": (lambda s: s.running_count(), {"lease_expiry"}),
     "remove_jobs": (lambda s: s.remove_jobs("other"), {"jobs", "trial"}),
     "new_tids": (lambda s: s.new_tids(3), {"counter"}),
@@ -177,3 +179,26 @@ def test_missing_indexes_are_made_again(store: Store) -> None:
     for collection, indexes in INDEXES.items():
         names = set(store.database[collection].index_information())
         assert {index.document["name"] for index in indexes} <= names
+
+
+@pytest.mark.parametrize("capped", [True, False])
+def test_another_host_may_make_the_collection_of_news_in_between(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capped: bool
+) -> None:
+    database = store.database
+    database.drop_collection(NEWS)
+    asked = Collection.options
+
+    def others_are_faster(collection: Collection[Any]) -> Any:
+        monkeypatch.undo()
+        told = asked(collection)
+        if capped:
+            database.create_collection(NEWS, capped=True, size=1 << 16)
+        else:
+            collection.insert_one({})
+        return told
+
+    monkeypatch.setattr(Collection, "options", others_are_faster)
+    ensure_indexes(database)
+    assert database[NEWS].options()["capped"] is True
+    assert database[NEWS].count_documents({}) == 1

@@ -162,3 +162,10 @@ def test_a_server_that_says_nothing_is_told_too() -> None:
         silent.listen()
         with pytest.raises(DatabaseUnavailable, match="no MongoDB answers"):
             connect(f"mongodb://127.0.0.1:{silent.getsockname()[1]}/db", timeout_s=0.5)
+
+
+def test_a_certificate_that_is_not_there():
+    with pytest.raises(
+        SettingsError, match=r"names a file that cannot be read: No such file.*: /nowhere\.pem"
+    ):
+        normalise_url("mongodb://me:secret@db/farm?tls=true&tlsCAFile=/nowhere.pem")
