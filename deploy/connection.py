@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import shlex
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from gevent import Greenlet, get_hub, sleep, spawn
 from gevent import Timeout as Deadline
 from gevent.lock import BoundedSemaphore
 from gevent.select import select
-from gevent.socket import socket, socketpair
+from gevent.socket import SHUT_RDWR, socket, socketpair
 from pssh.clients.native import SSHClient
 from pssh.exceptions import AuthenticationError, UnknownHostError
 from pssh.exceptions import Timeout as PsshTimeout
@@ -86,7 +87,7 @@ class Connection:
         """
         late = Unreachable(f"no end after {deadline_s:g} s: {command[:60]}")
         with _told(self.route), Deadline(deadline_s, late):
-            channel = self._client.open_session()
+            channel = self._client.eagain(self._client.session.open_session)
             try:
                 self._client.eagain(channel.execute, command)
                 self._client.eagain_write(channel.write, stdin)
@@ -168,6 +169,23 @@ def shown_key(route: Route, connect_s: float = CONNECT_S) -> bytes:
         return client.key
 
 
+class _Descriptor:
+    """A copy of a socket's descriptor for libssh2, closed when the session that holds it has been freed.
+
+    libssh2 writes to the number that it was given until its last channel is freed, which the garbage collector does
+    after the connection's end. With the socket's own number that was the next connection's by then.
+    """
+
+    def __init__(self, sock: socket) -> None:
+        self._number = os.dup(sock.fileno())
+
+    def fileno(self) -> int:
+        return self._number
+
+    def __del__(self) -> None:
+        os.close(self._number)
+
+
 class _Client(SSHClient):  # type: ignore[misc]
     """parallel-ssh's client of one host, with a look at the host's key, and logging in off the hub."""
 
@@ -197,7 +215,7 @@ class _Client(SSHClient):  # type: ignore[misc]
             raise
 
     def close(self) -> None:
-        """Close the session and the sockets; parallel-ssh would leave them to the garbage collector."""
+        """End the session and its connection; parallel-ssh would leave that to the garbage collector."""
         session, self.session = self.session, None
         sock, self.sock = getattr(self, "sock", None), None
         if session is not None:
@@ -205,6 +223,8 @@ class _Client(SSHClient):  # type: ignore[misc]
                 session.set_blocking(0)
                 session.disconnect()
         if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(SHUT_RDWR)  # The session has a descriptor of its own.
             sock.close()
         if self._tunnel is not None:
             self._tunnel.kill()
@@ -239,7 +259,7 @@ class _Client(SSHClient):  # type: ignore[misc]
         usable = [one for one in session.supported_algs(LIBSSH2_METHOD_HOSTKEY) if "-cert-" not in one]
         wanted = [one for one in _algorithms(kinds) if one in usable]
         session.method_pref(LIBSSH2_METHOD_HOSTKEY, ",".join(dict.fromkeys([*wanted, *usable])))
-        get_hub().threadpool.apply(session.handshake, (self.sock,))
+        get_hub().threadpool.apply(session.handshake, (_Descriptor(self.sock),))
         self.key = session.hostkey()[0]
         if not self._look_only:
             _demand(known, self._route, self.key)

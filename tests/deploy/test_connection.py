@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gc
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import threading
@@ -13,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gevent.pool import Pool
 
 from hyperfarm.deploy.connection import Connection, HostKeyRefused, Unreachable, shown_key
 from hyperfarm.deploy.known_hosts import Verdict, fingerprint
@@ -84,6 +87,32 @@ def test_by_way_of_a_jump_host(net: Net) -> None:
         connection.put(BIG, "file")
         assert connection.run("echo $SSH_CONNECTION").out.split()[0] == gate.address
     assert (inner.home / "file").read_bytes() == BIG
+
+
+def test_no_connection_writes_into_the_next_one(net: Net) -> None:
+    """The number of a socket is given out again as soon as it is closed."""
+    gate, inner = net.add("gate"), net.add("inner", settings="MaxSessions 20")
+    over, before = way(net, inner, gate), len(os.listdir("/proc/self/fd"))
+
+    def user(_: int) -> str:
+        with Connection(over) as connection:
+            return connection.run("whoami").out
+
+    assert [user(number) for number in range(8)] == [inner.user] * 8
+    assert Pool(6).map(user, range(18)) == [inner.user] * 18
+    assert "Bad packet length" not in log_of(gate) + log_of(inner)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before + 8  # gevent's own
+
+
+def test_a_server_that_dies_in_the_middle_is_one_sentence(net: Net) -> None:
+    host = net.add("a")
+    with Connection(way(net, host)) as connection:
+        connection.run("true")
+        for pid in host.pids():
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(Unreachable, match="the connection broke"):
+            connection.run("true", deadline_s=10)
 
 
 def test_an_unknown_key_is_refused_before_anything_is_sent(net: Net) -> None:
