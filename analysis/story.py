@@ -8,8 +8,7 @@ from typing import Any
 
 from hyperfarm.analysis.reading import loss_of, outcome, waits_until
 from hyperfarm.analysis.telling import moment, seconds, shortened, size
-from hyperfarm.jobs import JobDoc, JobState
-from hyperfarm.store import KEPT_HISTORY
+from hyperfarm.jobs import KEPT_HISTORY, JobDoc, JobState
 
 Told = list[tuple[str, str]]
 LONGEST = 300

@@ -35,7 +35,7 @@ class Request:
     larger one does, silently (hyperopt's meaning). `replace_code`: other code goes on under the same key.
     """
 
-    exp_key: str
+    exp_key: str | None
     bundle: Bundle
     space: Any
     algo: str
@@ -55,7 +55,7 @@ class Experiment:
     `resumed` says that it was there before.
     """
 
-    exp_key: str
+    exp_key: str | None
     uid: str
     seed: int
     max_evals: int
@@ -84,7 +84,7 @@ def open_experiment(store: Store, blobs: Blobs, request: Request) -> Experiment:
 
 
 def _check(request: Request) -> None:
-    if not request.exp_key or "\0" in request.exp_key:
+    if request.exp_key is not None and (not request.exp_key or "\0" in request.exp_key):
         raise UsageError("an experiment needs a name: give exp_key")
     if request.max_evals is not None and request.max_evals < 1:
         raise UsageError(f"max_evals is {request.max_evals}; it must be 1 or more")
@@ -161,7 +161,7 @@ def _reconcile(store: Store, blobs: Blobs, request: Request, doc: Document) -> D
     return changes
 
 
-def _is_signed(blobs: Blobs, exp_key: str, entry: Document) -> bool:
+def _is_signed(blobs: Blobs, exp_key: str | None, entry: Document) -> bool:
     """False when workers would refuse the bundle: the farm's secret is a new one, or somebody exchanged it."""
     try:
         verify(settings.farm_secret(), blobs.read(entry), exp_key, entry["revision"], entry.get("signature"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hyperopt import space_eval
@@ -30,6 +30,7 @@ def fmin(
     return_argmin: bool,
     show_progressbar: bool,
     early_stop_fn: Callable[..., Any] | None,
+    points: Sequence[Mapping[str, Any]] = (),
 ) -> Any:
     """See `MongoTrials.fmin`. Raises KeyboardInterrupt after a tidy end by Ctrl-C."""
     validate_timeout(timeout)
@@ -47,6 +48,9 @@ def fmin(
         grow=True,
         hyperopt_losses=True,
         pass_expr_memo_ctrl=pass_expr_memo_ctrl,
+        points=points,
+        for_hyperopt=trials.for_hyperopt,
+        replace_code=trials.replace_code,
     )
     limits = Limits(
         timeout_s=timeout, max_evals=max_evals, loss_threshold=loss_threshold, early_stop_fn=early_stop_fn

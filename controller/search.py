@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from hyperfarm.controller import plan
 from hyperfarm.controller.algorithms import Suggest
 from hyperfarm.controller.experiment import Experiment
 from hyperfarm.controller.plan import Reason, Situation
+from hyperfarm.controller.points import doc_of_point
 from hyperfarm.errors import DatabaseError, DatabaseUnavailable, OutcomeUnknown, UsageError
 from hyperfarm.jobs import JobDoc, JobState, TrialLimits, is_parked
 from hyperfarm.mongo import Document
@@ -91,11 +92,12 @@ class Search:
         display: Display | None = None,
         check: Callable[[Search], None] = lambda _: None,
         trial_limits: TrialLimits = _DEFAULT_LIMITS,
+        points: Sequence[Mapping[str, Any]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.trials, self.experiment, self.domain, self.algo = trials, experiment, domain, algo
         self.limits, self.display, self.check, self.clock = limits, display, check, clock
-        self.trial_limits = trial_limits
+        self.trial_limits, self.points = trial_limits, points
         self.store = trials.store
         self.stop_requested = False
         self.abandoned = False
@@ -331,12 +333,18 @@ class Search:
         return free
 
     def _suggest(self, tid: int, slot: int) -> JobDoc | None:
-        """One new job document, or None when the algorithm has nothing left to try."""
-        seed = slot_seed(self.experiment.seed, slot)
-        docs = self.algo([tid], self.domain, self.trials, seed)
-        if not docs:
-            return None
-        doc: JobDoc = docs[0]
+        """One new job document, or None when the algorithm has nothing left to try.
+
+        The caller's points take the first slots: whatever dies in between, each is tried once.
+        """
+        if slot < len(self.points):
+            doc = doc_of_point(self.trials, self.domain, tid, self.points[slot])
+        else:
+            seed = slot_seed(self.experiment.seed, slot)
+            docs = self.algo([tid], self.domain, self.trials, seed)
+            if not docs:
+                return None
+            doc = docs[0]
         plain_vals(doc["misc"])
         doc |= {
             "slot": slot,
@@ -350,12 +358,14 @@ class Search:
         if not docs:
             return
         try:
-            inserted = set(self.trials._insert_trial_docs(docs))
+            told = self.trials._insert_trial_docs(docs)
         except DatabaseError:
             # Whether they are there or not, the next look at the database tells.
             self.trials.local.forget(doc["tid"] for doc in docs)
             raise
-        # A slot that another controller has taken: its job comes in by the next refresh.
+        # A slot that another controller has taken: its job comes in by the next refresh. So do all of them when a
+        # subclass's method does not say which were inserted.
+        inserted = {one for one in told or () if isinstance(one, int)}
         self.trials.local.forget(doc["tid"] for doc in docs if doc["tid"] not in inserted)
         if len(inserted) < len(docs):
             self.trials.local.refresh(full=True)

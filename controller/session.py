@@ -6,7 +6,7 @@ import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -18,8 +18,10 @@ from hyperopt.exceptions import DuplicateLabel
 from hyperfarm import bundle
 from hyperfarm.controller import algorithms
 from hyperfarm.controller.experiment import Experiment, Request, open_experiment
+from hyperfarm.controller.hyperopt_workers import make_room_for_hyperopt, nothing_to_run
 from hyperfarm.controller.local_workers import HURRIED_STOP_S, LocalWorker, local_worker
 from hyperfarm.controller.plan import Reason
+from hyperfarm.controller.points import check_points
 from hyperfarm.controller.progress import Progress
 from hyperfarm.controller.search import Limits, Search
 from hyperfarm.errors import DatabaseError, HyperfarmError, UsageError
@@ -36,7 +38,8 @@ class Job:
     """What is to be searched: objective and space, with all that describes the experiment.
 
     `include` names further files and folders that the objective needs; `script` the file it comes from;
-    `trial_limits` bound each trial that is queued from now on.
+    `trial_limits` bound each trial that is queued from now on; `points` (label to value) are tried first;
+    `for_hyperopt`: hyperopt's own workers may join, and what its own `fmin` has begun is carried on.
     """
 
     fn: Callable[..., Any]
@@ -50,6 +53,8 @@ class Job:
     hyperopt_losses: bool = False
     pass_expr_memo_ctrl: bool | None = None
     trial_limits: TrialLimits = field(default_factory=TrialLimits)
+    points: Sequence[Mapping[str, Any]] = ()
+    for_hyperopt: bool = False
     include: Sequence[Path] = ()
     script: Path | None = None
 
@@ -94,12 +99,13 @@ def search(
     """
     check_objective(job.fn)
     exp_key = trials.exp_key
-    if exp_key is None:
+    if exp_key is None and not job.for_hyperopt:
         raise UsageError("a search needs an experiment: give exp_key (MongoTrials(url, exp_key=...))")
     if workers < 0:
         raise UsageError(f"workers is {workers}; it must be 0 or more")
     algo_name, algo = algorithms.resolve(job.algo)
     domain = make_domain(job)
+    points = check_points(job.points, domain)
     packed = bundle.pack(
         job.fn,
         job.space,
@@ -116,21 +122,23 @@ def search(
         seed=job.seed,
         extend=job.extend,
         grow=job.grow,
-        replace_code=job.replace_code,
+        replace_code=job.replace_code or (job.for_hyperopt and nothing_to_run(trials)),
         hyperopt_losses=job.hyperopt_losses,
     )
     patience_s = limits.patience_s
     experiment = patiently(
         lambda: open_experiment(trials.store, trials.blobs, request), patience_s=patience_s
     )
+    if job.for_hyperopt:
+        patiently(lambda: make_room_for_hyperopt(trials, domain, packed), patience_s=patience_s)
     patiently(lambda: trials.local.refresh(full=True), patience_s=patience_s)
     hint = (
         "no worker serves this experiment; start one, here or on another host: hyperfarm worker --mongo "
         f"{hide_password(url) if url else 'URL'}"
     )
-    with Progress(exp_key, hint) if show else contextlib.nullcontext() as progress:
+    with Progress(exp_key or "search", hint) if show else contextlib.nullcontext() as progress:
         say = progress.say if progress is not None else lambda _: None
-        with local_worker(url, exp_key, workers, say, patience_s) as local:
+        with local_worker(url, exp_key or "", workers, say, patience_s) as local:
             loop = Search(
                 trials,
                 experiment,
@@ -140,6 +148,7 @@ def search(
                 progress,
                 check=lambda loop: _check(loop, local),
                 trial_limits=job.trial_limits,
+                points=points,
             )
             reason = _run(loop)
             if local is not None and loop.abandoned:

@@ -139,7 +139,8 @@ def minimize(
     )
     is_private = settings.mongo_url(mongo) is None
     url = database_url(mongo)
-    trials = MongoTrials(url, exp_key=exp_key or _name_of(objective), refresh=False)
+    name = exp_key or _name_of(objective)
+    trials = MongoTrials(url, exp_key=name, refresh=False)
     job = Job(
         fn=objective,
         space=space,
@@ -160,7 +161,7 @@ def minimize(
     if best is not None:
         params = {label: values[0] for label, values in best["misc"]["vals"].items() if values}
     return SearchResult(
-        exp_key=ended.experiment.exp_key,
+        exp_key=name,
         reason=ended.reason.value,
         complete=ended.reason is Reason.COMPLETE,
         best=None if params is None else space_eval(space, params),

@@ -18,7 +18,7 @@ from typing import IO, Any
 import bson
 from bson import ObjectId
 from bson.codec_options import CodecOptions
-from gridfs import GridFSBucket, NoFile
+from gridfs import GridFS, GridFSBucket, NoFile
 from pymongo.database import Database
 
 from hyperfarm import settings
@@ -122,12 +122,53 @@ class Blobs:
 
     def delete_experiment(self, exp_key: str | None, attachments: Iterable[ObjectId]) -> None:
         """Delete every blob of the experiment, and the named attachments. Indexes `owner`."""
-        # Attachments of hyperopt's own have no exp_key: they are not those of the experiment None.
+        # Trials' attachments of hyperopt's own have no exp_key: they are not those of the experiment None.
         own = {"metadata.exp_key": {"$eq": exp_key, "$exists": True}}
         with translated("listing blobs"):
             blobs = [file["_id"] for file in self._database["farm.files"].find(own, {"_id": 1})]
             attached = [file["_id"] for file in self._database["fs.files"].find(own, {"_id": 1})]
+            if exp_key is not None:
+                named = self._database["fs.files"].find({"exp_key": exp_key}, {"_id": 1})
+                attached += [file["_id"] for file in named]
         self.delete(blobs, {*attached, *attachments})
+
+    def experiment_attachment(self, exp_key: str | None, name: str) -> Document | None:
+        """The newest file in `fs` that hyperopt takes for this attachment of the experiment; index of GridFS.
+
+        Its own fields: `_id`, `filename`, `exp_key` (absent for None), `signature` (ours).
+        """
+        with translated(f"looking for attachment {name}"):
+            query = {"filename": name, "exp_key": exp_key}
+            return self._database["fs.files"].find_one(query, sort=[("uploadDate", -1)])
+
+    def put_experiment_attachment(
+        self, exp_key: str | None, name: str, data: bytes, signature: str, **more: Any
+    ) -> None:
+        """Store an attachment of the experiment as hyperopt does, and then delete those that it replaces.
+
+        `more` are further fields of the file's document.
+        """
+        fields: Document = more if exp_key is None else {"exp_key": exp_key, **more}
+        with translated(f"storing attachment {name}"):
+            query = {"filename": name, "exp_key": exp_key}
+            before = [file["_id"] for file in self._database["fs.files"].find(query, {"_id": 1})]
+            GridFS(self._database).put(data, filename=name, signature=signature, **fields)
+        self.delete((), before)
+
+    def read_file(self, file: Document) -> bytes:
+        """The content of a file in `fs`."""
+        with translated(f"reading attachment {file.get('filename')}"):
+            try:
+                return self._attachments.open_download_stream(file["_id"]).read()
+            except NoFile:
+                raise DatabaseError(f"{file.get('filename')} is not in the database any more") from None
+
+    def delete_of_jobs(self, docs: Iterable[JobDoc]) -> None:
+        """Delete everything that these jobs refer to."""
+        for doc in docs:
+            kept = [*doc.get("artifacts", ()), *(doc[key] for key in ("log", "checkpoint") if doc.get(key))]
+            attached = [blob for _, blob in doc.get("_attachments", ())]
+            self.delete([*(ref["blob"] for ref in kept), *blob_ids(doc.get("result"))], attached)
 
     def attachment_ids(self, exp_key: str | None) -> list[ObjectId]:
         """The ids, in the bucket `fs`, of all attachments of the experiment's jobs."""

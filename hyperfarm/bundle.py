@@ -130,7 +130,7 @@ def sign(secret: bytes, content: bytes, exp_key: str | None, revision: str) -> s
     """Return the HMAC-SHA256, in hex, of content, experiment and revision; no exp_key is not ""."""
     if not secret:
         raise BundleError("The farm's secret is empty: nothing can be signed with it.")
-    return _mac(secret, b"hyperfarm bundle 1", content, exp_key, revision)
+    return mac(secret, b"hyperfarm bundle 1", content, exp_key, revision)
 
 
 def sign_checkpoint(secret: bytes, sha256: str, exp_key: str | None, tid: int) -> str:
@@ -138,7 +138,7 @@ def sign_checkpoint(secret: bytes, sha256: str, exp_key: str | None, tid: int) -
 
     Objectives unpickle what they have saved: a checkpoint is handed out only if a worker of the farm made it.
     """
-    return _mac(secret, b"hyperfarm checkpoint 1", sha256.encode(), exp_key, str(tid))
+    return mac(secret, b"hyperfarm checkpoint 1", sha256.encode(), exp_key, str(tid))
 
 
 def is_signed_checkpoint(secret: bytes, ref: Mapping[str, Any], exp_key: str | None, tid: int) -> bool:
@@ -147,13 +147,14 @@ def is_signed_checkpoint(secret: bytes, ref: Mapping[str, Any], exp_key: str | N
     return hmac.compare_digest(wanted.encode(), str(ref.get("signature")).encode("utf-8", "surrogatepass"))
 
 
-def _mac(secret: bytes, purpose: bytes, content: bytes, exp_key: str | None, which: str) -> str:
-    mac = hmac.new(secret, purpose, hashlib.sha256)
+def mac(secret: bytes, purpose: bytes, content: bytes, exp_key: str | None, which: str) -> str:
+    """HMAC-SHA256, in hex, of the parts with their lengths: no two different calls sign the same bytes."""
+    signed = hmac.new(secret, purpose, hashlib.sha256)
     key = b"\0" if exp_key is None else b"\1" + exp_key.encode()
     for part in (content, key, which.encode()):
-        mac.update(len(part).to_bytes(8, "big"))
-        mac.update(part)
-    return mac.hexdigest()
+        signed.update(len(part).to_bytes(8, "big"))
+        signed.update(part)
+    return signed.hexdigest()
 
 
 def verify(secret: bytes, content: bytes, exp_key: str | None, revision: str, signature: str | None) -> None:

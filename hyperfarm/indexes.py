@@ -52,7 +52,10 @@ INDEXES: dict[str, list[IndexModel]] = {
     "job_ids": [IndexModel([("a", _UP)], name="counter", unique=True)],
     "reports": [IndexModel([("exp_key", _UP), ("tid", _UP), ("token", _UP)], name="trial")],
     "farm.files": [IndexModel([("metadata.exp_key", _UP)], name="owner")],
-    "fs.files": [IndexModel([("metadata.exp_key", _UP)], name="owner")],
+    "fs.files": [
+        IndexModel([("metadata.exp_key", _UP)], name="owner"),
+        IndexModel([("exp_key", _UP)], name="experiment"),
+    ],
 }
 
 

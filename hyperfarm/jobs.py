@@ -19,6 +19,7 @@ JobDoc = dict[str, Any]
 """A document of the collection `jobs`, as MongoDB holds it."""
 
 DEFAULT_MAX_ATTEMPTS = 3
+KEPT_HISTORY = 10
 DEFAULT_LEASE_S = 90.0
 PARKED_OWNER = "hyperfarm:parked"
 """Owns a job that waits out a back-off: hyperopt's own workers claim only what has no owner."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-from urllib.parse import quote_plus, unquote_plus, urlsplit
+from urllib.parse import quote_plus, unquote, unquote_plus, urlsplit
 
 import pymongo
 from bson.errors import BSONError
@@ -55,14 +55,15 @@ def normalise_url(url: str) -> tuple[str, str]:
     scheme, separator, rest = url.partition("://")
     shown = hide_password(url)
     if scheme == "mongo" and separator:
+        account, at, place = rest.rpartition("@")
         try:
-            parts = urlsplit(url)
+            parts = urlsplit(f"mongo://{place}")
         except ValueError as error:
             raise SettingsError(f"{shown!r} is not a usable address: {error}; write {FORMS}") from None
         path = [part for part in parts.path.split("/") if part]
         if not 1 <= len(path) <= 2 or (len(path) == 2 and path[1] != "jobs"):
             raise SettingsError(f"{shown!r} is not a usable address: write {FORMS}")
-        rest = f"{parts.netloc}/{path[0]}" + (f"?{parts.query}" if parts.query else "")
+        rest = f"{_quoted(account)}{at}{parts.netloc}/{path[0]}" + (f"?{parts.query}" if parts.query else "")
         scheme = "mongodb"
     if scheme not in ("mongodb", "mongodb+srv") or not rest:
         raise SettingsError(f"{shown!r} is not a MongoDB address: write {FORMS}")
@@ -72,14 +73,18 @@ def normalise_url(url: str) -> tuple[str, str]:
         parsed = parse_uri(f"mongodb://{rest}", warn=False) if scheme == "mongodb" else {}
         database = parsed.get("database") or urlsplit(f"x://{rest}").path.lstrip("/") or DEFAULT_DATABASE
     except OSError as error:
-        raise SettingsError(
-            f"{shown!r} names a file that cannot be read: {error.strerror}: {error.filename}"
-        ) from None
+        reason = f"{error.strerror}: {error.filename}" if error.strerror else hide_password(str(error))
+        raise SettingsError(f"{shown!r} names a file that cannot be read: {reason}") from None
     except (errors.PyMongoError, ValueError) as error:
         raise SettingsError(
             f"{shown!r} is not a usable address: {_reason(error, url)}; write {FORMS}"
         ) from None
     return f"{scheme}://{rest}", database.split(".")[0]
+
+
+def _quoted(account: str) -> str:
+    """`user[:password]` of hyperopt's kind of address, where people write every character as it is."""
+    return ":".join(quote_plus(unquote(part)) for part in account.split(":", 1))
 
 
 def _with_password(rest: str) -> str:

@@ -16,7 +16,7 @@ from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 
 from hyperfarm.indexes import ensure_indexes
-from hyperfarm.jobs import JobDoc, JobState
+from hyperfarm.jobs import PARKED_OWNER, JobDoc, JobState
 from hyperfarm.mongo import Document, translated
 from hyperfarm.values import decode_keys, encode_keys
 
@@ -24,7 +24,16 @@ T = TypeVar("T")
 
 BAD_VALUE = 2
 _KEPT_LOCALLY: Document = {"traceback": 0, "history": 0, "notes": 0}
+CLAIMABLE: Document = {"$in": [None, PARKED_OWNER]}
 _BRIEF: Document = {"_id": 0, "tid": 1, "version": 1, "state": 1}
+
+
+class NoKey:
+    """For readers who want only the jobs that have no exp_key."""
+
+
+NO_KEY = NoKey()
+Scope = str | NoKey | None
 
 
 class JobQueries:
@@ -57,7 +66,7 @@ class JobQueries:
             time: datetime = hello["localTime"]
             return time
 
-    def job_versions(self, exp_key: str | None) -> Iterator[tuple[int, int, int]]:
+    def job_versions(self, exp_key: Scope) -> Iterator[tuple[int, int, int]]:
         """(tid, version, state) of every job of the experiment, from the index `view` alone."""
         with translated("comparing jobs"):
             query = _scope(exp_key)
@@ -66,7 +75,7 @@ class JobQueries:
                 yield doc["tid"], doc.get("version", 0), doc["state"]
 
     def changed_jobs(
-        self, exp_key: str | None, unfinished: Sequence[int], last_tid: int
+        self, exp_key: Scope, unfinished: Sequence[int], last_tid: int
     ) -> Iterator[tuple[int, int, int]]:
         """(tid, version, state) of the named jobs and of those with a higher tid; index `view`.
 
@@ -78,12 +87,23 @@ class JobQueries:
             for doc in self._settled_jobs.find(query, _BRIEF):
                 yield doc["tid"], doc.get("version", 0), doc["state"]
 
-    def jobs_by_tid(self, exp_key: str | None, tids: Iterable[int]) -> list[JobDoc]:
+    def jobs_by_tid(self, exp_key: Scope, tids: Iterable[int]) -> list[JobDoc]:
         """Job documents without what only a reader of one trial wants; index `view`."""
         with translated("reading jobs"):
             query = {**_scope(exp_key), "tid": {"$in": list(tids)}}
             docs = self._settled_jobs.find(query, _KEPT_LOCALLY)
             return [decode_job(doc) for doc in docs]
+
+    def all_versions(self) -> dict[object, tuple[int, int]]:
+        """(version, state) of every job of the database by `_id`; reads them all."""
+        with translated("comparing jobs"):
+            docs = self._settled_jobs.find({"tid": {"$exists": True}}, {"version": 1, "state": 1})
+            return {doc["_id"]: (doc.get("version", 0), doc["state"]) for doc in docs}
+
+    def jobs_by_id(self, ids: Sequence[object]) -> list[JobDoc]:
+        """Job documents without what only a reader of one trial wants; index `_id_`."""
+        with translated("reading jobs"):
+            return [decode_job(doc) for doc in self._settled_jobs.find({"_id": {"$in": ids}}, _KEPT_LOCALLY)]
 
     def find_jobs(
         self, exp_key: str | None, states: Sequence[JobState] = tuple(JobState), *, hide: Sequence[str] = ()
@@ -101,6 +121,13 @@ class JobQueries:
             doc = self.jobs.find_one({"exp_key": exp_key, "tid": tid})
         return None if doc is None else decode_job(doc)
 
+    def first_waiting(self, exp_key: str | None) -> JobDoc | None:
+        """The job of exactly this exp_key that would be claimed next, None without any; index `queue`."""
+        with translated("looking at the queue"):
+            query = {"exp_key": exp_key, "state": int(JobState.NEW), "owner": CLAIMABLE}
+            doc = self.jobs.find_one(query, sort=[("tid", ASCENDING)])
+        return None if doc is None else decode_job(doc)
+
     def job_rows(self, exp_key: str | None, fields: Iterable[str]) -> list[JobDoc]:
         """All jobs of exactly this exp_key, by tid, with only `fields` (names as stored); index `view`."""
         with translated("reading jobs"):
@@ -115,6 +142,17 @@ class JobQueries:
         with translated("looking for the best job"):
             doc = self.jobs.find_one(query, sort=[("result.loss", ASCENDING), ("tid", ASCENDING)])
         return None if doc is None else decode_job(doc)
+
+    def count_jobs(self, exp_key: Scope, states: Sequence[JobState]) -> int:
+        """How many jobs are in one of these states; index `view`."""
+        with translated("counting jobs"):
+            query = {**_scope(exp_key), "state": {"$in": [int(state) for state in states]}}
+            return self.jobs.count_documents(query)
+
+    def count_all(self) -> int:
+        """How many jobs the database holds."""
+        with translated("counting jobs"):
+            return self.jobs.count_documents({})
 
     def running_count(self) -> int:
         """How many jobs of all experiments hold a live lease; index `lease_expiry`."""
@@ -152,11 +190,13 @@ class JobQueries:
             return [decode_keys(doc) for doc in self.reports_.find(query).sort("_id", ASCENDING)]
 
 
-def _scope(exp_key: str | None) -> Document:
+def _scope(exp_key: Scope) -> Document:
     """For readers: exp_key None means the jobs of all experiments, as hyperopt has it.
 
     A condition that every key meets, rather than none, lets the index `view` serve these too.
     """
+    if isinstance(exp_key, NoKey):
+        return {"exp_key": None}
     return {"exp_key": {"$gte": MinKey()} if exp_key is None else exp_key}
 
 

@@ -16,6 +16,8 @@ from hyperfarm.errors import SettingsError
 
 APP = "hyperfarm"
 SECRET_BYTES = 32
+LEGACY_GRACE_S = 24 * 3600.0
+"""hyperopt's own workers say nothing while an objective runs, and some run for a day."""
 
 
 def config_dir() -> Path:
@@ -54,6 +56,18 @@ def mongo_password() -> str | None:
         raise SettingsError(
             f"HYPERFARM_MONGO_PASSWORD_FILE cannot be read: {error.strerror}: {named}"
         ) from error
+
+
+def legacy_grace_s() -> float:
+    """For how long a worker of hyperopt's own may be silent, in seconds (HYPERFARM_LEGACY_GRACE, else a day)."""
+    given = os.environ.get("HYPERFARM_LEGACY_GRACE", "")
+    try:
+        seconds = float(given) if given else LEGACY_GRACE_S
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise SettingsError(f"HYPERFARM_LEGACY_GRACE is {given!r}; it must be a number of seconds above 0")
+    return seconds
 
 
 def secret_file() -> Path:

@@ -19,7 +19,6 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
 
 from bson import ObjectId
 from pymongo import ASCENDING, CursorType, ReturnDocument
@@ -27,10 +26,10 @@ from pymongo.database import Database
 from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
 
 from hyperfarm.errors import DatabaseError, LeaseLost, OutcomeUnknown
+from hyperfarm.foreign_jobs import ForeignJobs, end_of_attempt
 from hyperfarm.indexes import NEWS, ensure_indexes
 from hyperfarm.jobs import (
     DEFAULT_MAX_ATTEMPTS,
-    PARKED_OWNER,
     Claim,
     Event,
     JobDoc,
@@ -38,24 +37,21 @@ from hyperfarm.jobs import (
     Lease,
     Waiting,
     after_lost_attempt,
-    backoff_s,
     next_state,
 )
 from hyperfarm.mongo import Document, connect, translated, within
-from hyperfarm.queries import JobQueries, decode_job, encode_job
+from hyperfarm.queries import CLAIMABLE, decode_job, encode_job
 from hyperfarm.values import encode_keys
 
 OLDEST_SERVER = (5, 0)
-KEPT_HISTORY = 10
 LIVE_AFTER_S = 100.0
 """A worker counts as alive for this long after a heartbeat (three heartbeats and some)."""
 DUPLICATE_KEY = 11000
 CLOSE_S = 0.5
 SHORTEST_RENEWAL_S = 2.0
-_CLAIMABLE: Document = {"$in": [None, PARKED_OWNER]}
 
 
-class Store(JobQueries):
+class Store(ForeignJobs):
     """The collections of one farm.
 
     Methods raise `DatabaseUnavailable` (no effect), `OutcomeUnknown` (maybe an effect; send it again)
@@ -74,9 +70,15 @@ class Store(JobQueries):
     @classmethod
     def open(cls, url: str, *, app: str = "hyperfarm") -> Store:
         """Connect, check the server, make the indexes that are missing. Raises what `connect` raises."""
-        store = cls(connect(url, app=app))
+        store = cls.of(connect(url, app=app))
         # A script that drops its MongoTrials need not close anything.
         store._close = weakref.finalize(store.database, store._close)
+        return store
+
+    @classmethod
+    def of(cls, database: Database[Document]) -> Store:
+        """The farm in a database that somebody else has connected to; checked and prepared as by `open`."""
+        store = cls(database)
         with translated("preparing the database"):
             hello = store.database.command("hello")
             version = tuple(store.database.client.server_info()["versionArray"][:2])
@@ -183,6 +185,16 @@ class Store(JobQueries):
         self.ring()
         return {doc["tid"] for doc in docs} - lost
 
+    def inject(self, claim: Claim, docs: Sequence[JobDoc]) -> None:
+        """Insert finished jobs that a running one has brought along (hyperopt's `inject_results`).
+
+        They are of its experiment and outside its budget. Raises LeaseLost.
+        """
+        with translated("storing injected results"):
+            if not self.jobs.find_one(_fence(claim), {"_id": 1}):
+                raise LeaseLost(f"trial {claim.tid} is no longer this worker's")
+        self.insert_jobs([{**doc, "exp_key": claim.exp_key, "state": int(JobState.DONE)} for doc in docs])
+
     def withdraw_queued(self, exp_key: str | None) -> int:
         """Delete the jobs with a slot that nobody has begun; their slots are free again. Index `queue`."""
         with translated("withdrawing queued jobs"):
@@ -227,7 +239,7 @@ class Store(JobQueries):
                 )
                 fence = {"_id": doc["_id"], "state": int(JobState.RUNNING)}
                 fence |= {"lease.token": lease["token"], "lease.expires": lease["expires"]}
-                update = _end_of_attempt(doc, event, story, worker, now)
+                update = end_of_attempt(doc, event, story, worker, now)
                 if self.jobs.update_one(fence, update).modified_count:
                     reaped.append((doc, event))
         if reaped:
@@ -241,7 +253,7 @@ class Store(JobQueries):
         due = {"$subtract": ["$not_before", self.clock]}
         ready = {"$lte": ["$not_before", self.clock]}  # A missing field is lower than any date.
         pipeline: list[Document] = [
-            {"$match": {"state": int(JobState.NEW), "owner": _CLAIMABLE}},
+            {"$match": {"state": int(JobState.NEW), "owner": CLAIMABLE}},
             {
                 "$group": {
                     "_id": "$exp_key",
@@ -257,7 +269,7 @@ class Store(JobQueries):
         return Waiting(exp_keys=keys, next_s=min(pauses, default=None))
 
     def claim(
-        self, exp_key: str | None, *, worker: str, owner: str, token: str, lease_s: float
+        self, exp_key: str | None, *, worker: str, owner: object, token: str, lease_s: float
     ) -> Claim | None:
         """Claim the oldest job of the experiment that may be claimed; None when there is none. Index `queue`.
 
@@ -276,7 +288,7 @@ class Store(JobQueries):
             "book_time": self.clock,
             "refresh_time": self.clock,
         }
-        query = {"exp_key": exp_key, "state": int(JobState.NEW), "owner": _CLAIMABLE}
+        query = {"exp_key": exp_key, "state": int(JobState.NEW), "owner": CLAIMABLE}
         with translated("claiming a job"):
             doc = self.jobs.find_one_and_update(
                 {**query, "$expr": {"$lte": ["$not_before", self.clock]}},
@@ -384,7 +396,7 @@ class Store(JobQueries):
 
     def release(self, claim: Claim, reason: str) -> bool:
         """Give a job back to the queue as if it had not been tried; False when it was not ours any more."""
-        update = _end_of_attempt(claim.doc, Event.RELEASE, reason, claim.lease.worker, self.now())
+        update = end_of_attempt(claim.doc, Event.RELEASE, reason, claim.lease.worker, self.now())
         update["$inc"]["attempt"] = -1
         with translated("releasing a job"):
             released = self.jobs.update_one(_fence(claim), update).matched_count == 1
@@ -398,7 +410,7 @@ class Store(JobQueries):
         `fields` (its log, for one) are stored with the job in the same statement.
         """
         event = after_lost_attempt(claim.attempt, claim.max_attempts)
-        update = _end_of_attempt(claim.doc, event, reason, claim.lease.worker, self.now())
+        update = end_of_attempt(claim.doc, event, reason, claim.lease.worker, self.now())
         update["$set"] |= fields or {}
         with translated("recording a lost attempt"):
             if self.jobs.update_one(_fence(claim), update).matched_count:
@@ -532,32 +544,3 @@ def _number(field: str) -> Document:
 def _fence(claim: Claim) -> Document:
     """The condition of everything that a worker writes about a job."""
     return {"_id": claim.job_id, "state": int(JobState.RUNNING), "lease.token": claim.lease.token}
-
-
-def _end_of_attempt(doc: JobDoc, event: Event, story: str, worker: str, now: datetime) -> Document:
-    """The update that ends an attempt without a result: back to the queue, or an error with the whole story.
-
-    A release may be claimed at once; after a lost attempt the job waits out a back-off.
-    """
-    attempt = doc.get("attempt", 1)
-    entry = {"attempt": attempt, "worker": worker, "event": event.value, "reason": story, "at": now}
-    entry["token"] = doc["lease"]["token"]
-    state = next_state(JobState.RUNNING, event, doc.get("history", ()))
-    fields: Document = {"state": int(state), "owner": None}
-    if event is not Event.GIVE_UP:
-        fields["result"] = {"status": "new"}  # Of a partial result, the blobs are gone or another's.
-    if event is Event.REQUEUE:
-        fields |= {"owner": PARKED_OWNER, "not_before": now + timedelta(seconds=backoff_s(attempt))}
-    if event is Event.GIVE_UP:
-        told = [*doc.get("history", ()), entry]
-        text = "; ".join(f"attempt {one['attempt']}: {one['reason']}" for one in told)
-        fields |= {"error": ["AttemptsExhausted", text], "result": {"status": "fail"}}
-    # Of a trial that is over nobody resumes.
-    over = {"checkpoint": ""} if event is Event.GIVE_UP else {}
-    return {
-        "$set": fields,
-        "$unset": {"lease": "", **over},
-        "$inc": {"version": 1},
-        "$push": {"history": {"$each": [entry], "$slice": -KEPT_HISTORY}},
-        "$currentDate": {"refresh_time": True},
-    }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hyperopt.base import JOB_VALID_STATES, Trials
@@ -24,6 +25,11 @@ class MongoTrials(Trials):  # type: ignore[misc]
     """
 
     asynchronous = True
+    for_hyperopt = False
+    """True: hyperopt's own workers may join, and trials that hyperopt's own `fmin` has made count."""
+    replace_code = False
+    """True: `fmin` goes on with another objective where one was begun."""
+    _points: Sequence[Mapping[str, Any]] = ()
 
     def __init__(self, arg: str | Store, exp_key: str | None = None, refresh: bool = True) -> None:
         self.store = Store.open(arg) if isinstance(arg, str) else arg
@@ -100,13 +106,15 @@ class MongoTrials(Trials):  # type: ignore[misc]
         show_progressbar: bool = True,
         early_stop_fn: Callable[..., Any] | None = None,
         trials_save_file: str = "",
+        points_to_evaluate: Sequence[Mapping[str, Any]] | None = None,
     ) -> Any:
         """hyperopt's `fmin` on the farm; `hyperopt.fmin(..., trials=self)` comes here.
 
         As there, `max_evals` counts the trials of the experiment in all, and the best point is returned.
         `max_queue_len` is ours to choose, and exceptions of the objective are always stored, never raised
         here. Returns within about a second after `timeout`, also with trials still running: they go on, and
-        count when the search is carried on.
+        count when the search is carried on. `points_to_evaluate` (dicts, label to value, of a choice its index)
+        are the first trials of the experiment, and part of `max_evals`.
         """
         from hyperfarm.controller.fmin import fmin
 
@@ -123,7 +131,17 @@ class MongoTrials(Trials):  # type: ignore[misc]
             return_argmin=return_argmin,
             show_progressbar=bool(show_progressbar) and verbose,
             early_stop_fn=early_stop_fn,
+            points=points_to_evaluate or self._points,
         )
+
+    @contextlib.contextmanager
+    def beginning_with(self, points: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+        """Have every `fmin` within the block try these points first."""
+        before, self._points = self._points, points
+        try:
+            yield
+        finally:
+            self._points = before
 
     def finished(self) -> list[JobDoc]:
         """The finished jobs of the local copy, also failed ones (`trials` leaves those out, as hyperopt does)."""

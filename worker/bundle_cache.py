@@ -23,8 +23,11 @@ from hyperfarm.errors import (
     OutcomeUnknown,
     SettingsError,
 )
+from hyperfarm.jobs import JobDoc
 from hyperfarm.mongo import Document
+from hyperfarm.protocols import FMIN_DOMAIN
 from hyperfarm.store import Store
+from hyperfarm.worker.foreign import ForeignCommands, unpack
 
 log = logging.getLogger("hyperfarm.worker")
 Key = str | None
@@ -35,6 +38,10 @@ LOOK_AGAIN_S = 60.0
 
 class Refused(Exception):
     """This host cannot or must not run the experiment; the message says why and what to do."""
+
+
+class NoBundle(Refused):
+    """The experiment was not begun by hyperfarm: each of its jobs says by itself what is to be run."""
 
 
 class UnknownRevision(Exception):
@@ -62,8 +69,16 @@ class Refusal:
 class BundleCache:
     """Verified code by experiment and revision. Thread-safe; the lock is never held over a wait."""
 
-    def __init__(self, store: Store, blobs: Blobs, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        *,
+        trust_unsigned: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store, self._blobs, self._clock = store, blobs, clock
+        self._foreign = ForeignCommands(blobs, trusting=trust_unsigned)
         self._lock = threading.Lock()
         self._codes: dict[tuple[Key, str], Code] = {}
         self._refused: dict[Key, Refusal] = {}
@@ -97,13 +112,45 @@ class BundleCache:
             if (key, self._current.get(key, "")) in self._codes:
                 return True
         try:
-            self.get(key, None)
+            self._get_newest(key)
         except (Refused, UnknownRevision):
             return False
         with self._lock:
             if self._refused.pop(key, None) is not None:
                 self._news = True
         return True
+
+    def _get_newest(self, key: Key) -> None:
+        try:
+            self.get(key, None)
+        except NoBundle:
+            job = self._store.first_waiting(key)
+            if job is None:
+                raise
+            self._get_foreign(job)
+
+    def for_job(self, job: JobDoc) -> Code:
+        """Return what a job wants to run: code of its experiment, or what it says itself. Raises as `get` does."""
+        key, revision = job.get("exp_key"), job.get("bundle")
+        cmd = (job.get("misc") or {}).get("cmd")
+        if revision is not None or cmd is None or list(cmd) == ["domain_attachment", FMIN_DOMAIN]:
+            try:
+                return self.get(key, revision)
+            except NoBundle:
+                pass
+        return self._get_foreign(job)
+
+    def _get_foreign(self, job: JobDoc) -> Code:
+        key = job.get("exp_key")
+        try:
+            command = self._foreign.command_of(job)
+            folder = unpack(command, settings.cache_dir() / "foreign")
+        except (DatabaseUnavailable, OutcomeUnknown):
+            raise
+        except (BundleError, SettingsError, DatabaseError, OSError) as error:
+            self.refuse(key, "", str(error))
+            raise Refused(str(error)) from error
+        return Code(revision=command.revision, folder=folder, hyperopt_losses=True)
 
     def get(self, key: Key, revision: str | None) -> Code:
         """Return the code of a revision (None: the newest).
@@ -120,7 +167,7 @@ class BundleCache:
             try:
                 entry = self._entry(key, revision)
                 code = self._fetch(key, entry)
-            except (DatabaseUnavailable, OutcomeUnknown, UnknownRevision):
+            except (DatabaseUnavailable, OutcomeUnknown, UnknownRevision, NoBundle):
                 raise
             except (Refused, BundleError, SettingsError, DatabaseError, OSError) as error:
                 self.refuse(key, entry["revision"], str(error))
@@ -154,7 +201,7 @@ class BundleCache:
         experiment = self._store.experiment(key) or {}
         bundles = experiment.get("bundles") or []
         if not bundles:
-            raise Refused("it has no bundle: its jobs were not queued by hyperfarm")
+            raise NoBundle("it has no bundle: its jobs were not queued by hyperfarm")
         if not all(isinstance(entry["revision"], str) for entry in bundles):
             raise TypeError("a revision is no text")
         with self._lock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import logging
 import os
 import pickle
 import select
@@ -25,6 +26,8 @@ from typing import Any
 
 from hyperfarm.worker import wire
 
+LOG = logging.getLogger("hyperopt.base")
+"""Where hyperopt's own Ctrl logs."""
 MAX_REPORT = 100_000
 GUARD_EVERY_S = 1.0
 TRIES_TO_CLEAN = 10
@@ -102,11 +105,38 @@ class Attachments(MutableMapping[str, bytes]):
 class Ctrl:
     """What hyperopt hands to an objective that asks for it: the part that makes sense inside one trial."""
 
+    debug, info, warn, error = LOG.debug, LOG.info, LOG.warning, LOG.error
+
     def __init__(self, link: Link, doc: dict[str, Any]) -> None:
         self._link = link
+        self._trials: Any = None
         self.current_trial = doc
         self.attachments = Attachments(link)
         self.workdir = os.getcwd()
+
+    @property
+    def trials(self) -> Any:
+        """hyperopt's Trials of this experiment, as they are now; a copy, read once for each trial."""
+        if self._trials is None:
+            from hyperopt.base import trials_from_docs
+
+            docs = self._link.ask({"type": "trials"})
+            self._trials = trials_from_docs(docs, validate=False, exp_key=self.current_trial["exp_key"])
+        return self._trials
+
+    def inject_results(
+        self, specs: list[Any], results: list[Any], miscs: list[Any], new_tids: list[int] | None = None
+    ) -> list[int]:
+        """Add finished trials to this experiment; returns their tids."""
+        from hyperfarm.values import to_plain
+
+        if not len(specs) == len(results) == len(miscs):
+            raise ValueError("inject_results needs as many specs as results and miscs")
+        tids = new_tids or self._link.ask({"type": "new tids", "count": len(specs)})
+        sources = [self.current_trial] * len(tids)
+        docs = self.trials.source_trial_docs(tids, specs, results, miscs, sources)
+        self._link.ask({"type": "inject", "docs": [to_plain(doc) for doc in docs]})
+        return list(tids)
 
     def checkpoint(self, result: dict[str, Any] | None = None) -> None:
         """Store a partial result of this trial."""
@@ -139,7 +169,28 @@ class Evaluator:
         return domain.fn(pyll.rec_eval(domain.expr, memo=memo, print_node_on_error=False))
 
 
-def run_job(evaluate: Evaluator, job: wire.Message, link: Link) -> wire.Message:
+class ForeignEvaluator:
+    """What a job of hyperopt's own says is to be run (protocols.py)."""
+
+    def __init__(self, folder: Path) -> None:
+        from hyperfarm import protocols
+
+        self._function = protocols.worker_function(protocols.saved(folder))
+
+    def __call__(self, misc: dict[str, Any], ctrl: Ctrl) -> Any:
+        from hyperopt.base import spec_from_misc
+
+        return self._function(spec_from_misc(misc), ctrl)
+
+
+def load(folder: Path) -> Evaluator | ForeignEvaluator:
+    """Import what a folder of verified code holds."""
+    from hyperfarm import protocols
+
+    return ForeignEvaluator(folder) if protocols.is_saved(folder) else Evaluator(folder)
+
+
+def run_job(evaluate: Evaluator | ForeignEvaluator, job: wire.Message, link: Link) -> wire.Message:
     """Evaluate one job; whatever the objective does, the answer is a message with a result or an error."""
     from hyperfarm import results, trial, values
 
@@ -154,8 +205,9 @@ def run_job(evaluate: Evaluator, job: wire.Message, link: Link) -> wire.Message:
         attempt_number=job["attempt"],
     )
     try:
-        ctrl = Ctrl(link, job["doc"])
-        returned = evaluate(job["doc"]["misc"], ctrl)
+        with working_in(job["workdir"]):
+            ctrl = Ctrl(link, job["doc"])
+            returned = evaluate(job["doc"]["misc"], ctrl)
         result = results.interpret(returned, hyperopt_losses=job["hyperopt_losses"])
         for name, data in (result.pop("attachments", None) or {}).items():
             ctrl.attachments[name] = data
@@ -173,6 +225,21 @@ def run_job(evaluate: Evaluator, job: wire.Message, link: Link) -> wire.Message:
     sys.stdout.flush()
     sys.stderr.flush()
     return {"type": "result", "duration_s": time.monotonic() - started, "notes": notes, **answer}
+
+
+@contextlib.contextmanager
+def working_in(folder: str | None) -> Iterator[None]:
+    """Make a folder, if one is named, and be in it during the block."""
+    if folder is None:
+        yield
+        return
+    os.makedirs(folder, exist_ok=True)
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _traceback_of(error: BaseException) -> str:
@@ -239,7 +306,7 @@ def main() -> None:
     if order is None:
         return
     try:
-        evaluate = Evaluator(Path(order["folder"]))
+        evaluate = load(Path(order["folder"]))
     except Exception as error:  # noqa: BLE001 - user code is imported here
         missing = error.__cause__ if isinstance(error.__cause__, ModuleNotFoundError) else error
         link.send(

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
+from pathlib import Path
 from typing import TypeVar
 
 import hyperfarm
@@ -35,6 +36,7 @@ from hyperfarm.worker.bundle_cache import BundleCache
 from hyperfarm.worker.devices import share
 from hyperfarm.worker.fairness import FairShare
 from hyperfarm.worker.slot import Slot
+from hyperfarm.worker.stop_rules import StopLimits, StopRules
 
 log = logging.getLogger("hyperfarm.worker")
 T = TypeVar("T")
@@ -42,7 +44,7 @@ LAUNCH = "HYPERFARM_LAUNCH"
 """Set by whoever starts a worker and wants to find it again in `workers`."""
 HEARTBEAT_S = 30.0
 IDLE_LOOK_S = 20.0
-"""Even without news an idle host looks at the queue this often: hyperopt's own controllers do not ring."""
+"""Even without news an idle host looks at the queue this often, by default: hyperopt's controllers do not ring."""
 WAITING_KNOWN_S = 0.1
 """For so long a slot may rely on what was found to wait (see `_try_to_claim`)."""
 JUST_AFTER_S = 0.02
@@ -60,7 +62,9 @@ class WorkerOptions:
     `name`: what its host is called, else its host name. `devices`: the GPUs that the slots share out among
     them; None leaves CUDA_VISIBLE_DEVICES alone. `exp_keys` empty: it serves every experiment.
     `trial_timeout_s` and `trial_memory` (bytes) bound every trial on this host, besides what its experiment
-    says. `patience_s`: how long the database may be away.
+    says. `patience_s`: how long the database may be away. `trust_unsigned`: jobs that another program has
+    queued are run without the farm's signature. `workdir`: the folder in which objectives run, else a scratch
+    folder. `idle_look_s`: how often an idle worker looks at the queue even if nobody rings.
     """
 
     slots: int = 1
@@ -74,6 +78,9 @@ class WorkerOptions:
     trial_timeout_s: float | None = None
     trial_memory: int | None = None
     patience_s: float = PATIENCE_S
+    trust_unsigned: bool = False
+    workdir: Path | None = None
+    idle_look_s: float = IDLE_LOOK_S
 
     def __post_init__(self) -> None:
         """Raise UsageError for a limit that makes no sense (NaN passes every range of click's)."""
@@ -83,10 +90,11 @@ class WorkerOptions:
 class Supervisor:
     """Runs until it is asked to stop, or the database is away for too long."""
 
-    def __init__(self, store: Store, options: WorkerOptions) -> None:
+    def __init__(self, store: Store, options: WorkerOptions, limits: StopLimits | None = None) -> None:
         self.store, self.options = store, options
+        self.rules = StopRules(limits or StopLimits())
         self.blobs = Blobs(store.database)
-        self.codes = BundleCache(store, self.blobs)
+        self.codes = BundleCache(store, self.blobs, trust_unsigned=options.trust_unsigned)
         self.shares = FairShare()
         self.host = options.name or socket.gethostname()
         self._devices = None if options.devices is None else share(options.devices, options.slots)
@@ -102,7 +110,7 @@ class Supervisor:
         self._claims_left = options.max_jobs
         self._waiting: list[str | None] = []
         self._waiting_known_until = 0.0
-        self._next_due_s = IDLE_LOOK_S
+        self._next_due_s = options.idle_look_s
         self._deadline: float | None = None
         self._wishes: deque[float] = deque()
         self._ended = threading.Event()
@@ -138,6 +146,9 @@ class Supervisor:
         while any(slot.is_alive() for slot in self.slots):
             if self._wishes:
                 self._obey(self._wishes.popleft())
+            elif not self._draining.is_set() and (reason := self.rules.reached(bool(self._held))):
+                log.info("stopping: %s", reason)
+                self.drain(math.inf)
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 if self.leaving:
                     log.warning("some jobs could not be given back; their leases will expire")
@@ -153,7 +164,12 @@ class Supervisor:
         if self._draining.is_set():
             self.leave()
         else:
-            log.info("stopping: running trials have %.0f s, then they go back to the queue", grace_s)
+            limit = (
+                "the time they need"
+                if math.isinf(grace_s)
+                else f"{grace_s:.0f} s, then they go back to the queue"
+            )
+            log.info("stopping: running trials have %s", limit)
             self.drain(grace_s)
 
     def drain(self, grace_s: float) -> None:
@@ -203,7 +219,7 @@ class Supervisor:
             return claim
         with self._door:
             while claim is None and not self._claims_no_more():
-                self.wakeup.wait(seen, min(IDLE_LOOK_S, self._next_due_s))
+                self.wakeup.wait(seen, self._next_due_s)
                 seen = self.wakeup.generation
                 claim = self._look(slot)
         if claim is not None:
@@ -215,6 +231,10 @@ class Supervisor:
         if self._claims_no_more():
             return None
         try:
+            if full := self._patiently(lambda: self.rules.full(self.store.count_all)):
+                log.info("stopping: %s", full)
+                self.drain(math.inf)
+                return None
             claim = self._patiently(lambda: self._try_to_claim(slot))
         except (DatabaseUnavailable, OutcomeUnknown):
             if self._draining.is_set():
@@ -256,7 +276,8 @@ class Supervisor:
             if claim is not None:
                 return claim
         found = self.store.waiting()
-        self._next_due_s = IDLE_LOOK_S if found.next_s is None else found.next_s + JUST_AFTER_S
+        known_s = math.inf if found.next_s is None else found.next_s + JUST_AFTER_S
+        self._next_due_s = min(self.options.idle_look_s, known_s)
         named = [key for key in found.exp_keys if key is None or isinstance(key, str)]
         waiting = [key for key in named if self._may_serve(key)]
         self._waiting, self._waiting_known_until = waiting, time.monotonic() + WAITING_KNOWN_S
@@ -326,6 +347,7 @@ class Supervisor:
         """Count a trial that came to its end here; None: an attempt that did not."""
         with self._lock:
             self._ends[outcome] += 1
+        self.rules.ended(outcome)
 
     def is_lost(self, claim: Claim) -> bool:
         with self._lock:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from hyperfarm.errors import (
 )
 from hyperfarm.jobs import Claim, Event, JobState, TrialLimits
 from hyperfarm.retry import patiently
-from hyperfarm.values import encode_keys
+from hyperfarm.values import encode_keys, to_plain
 from hyperfarm.worker.bundle_cache import Code, Refused, UnknownRevision
 from hyperfarm.worker.limits import MEMORY, LimitExceeded, Watch
 from hyperfarm.worker.process import ChildDied, ChildProcess
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hyperfarm.worker")
 REPORT_INTERVAL_S = 1.0
+SNAPSHOT = (
+    *("tid", "state", "spec", "result", "misc", "exp_key"),
+    *("owner", "version", "book_time", "refresh_time"),
+)
+"""What hyperopt's own job documents hold, and so what `ctrl.trials` shows and `ctrl.inject_results` writes."""
 
 
 class Unusable(Exception):
@@ -69,7 +75,7 @@ class TrialRun:
         claim, options = self.claim, self.farm.options
         self.limits = TrialLimits.of(claim.doc).tightened(options.trial_timeout_s, options.trial_memory)
         try:
-            code = self._send(lambda: self.farm.codes.get(claim.exp_key, claim.doc.get("bundle")))
+            code = self._send(lambda: self.farm.codes.for_job(claim.doc))
         except Refused as refused:
             self._give_back(str(refused))
             return
@@ -108,8 +114,18 @@ class TrialRun:
             "doc": {**shown, "result": {"status": "new"}},
             "attempt": self.claim.attempt,
             "scratch": str(child.scratch),
+            "workdir": self._workdir(),
             "hyperopt_losses": code.hyperopt_losses,
         }
+
+    def _workdir(self) -> str | None:
+        """Where the objective runs, if not in a scratch folder: hyperopt's rule, with the worker's own first."""
+        if self.farm.options.workdir is not None:
+            return str(self.farm.options.workdir.expanduser().absolute())
+        root = self.claim.doc["misc"].get("workdir")
+        return (
+            os.path.abspath(os.path.expanduser(os.path.join(root, str(self.claim.job_id)))) if root else None
+        )
 
     def _converse(self, child: ChildProcess) -> Message:
         """Answer the child's messages until its result comes. Raises LimitExceeded."""
@@ -183,6 +199,14 @@ class TrialRun:
             self._keep_checkpoint(Path(message["path"]))
         elif kind == "last checkpoint":
             return self._last_checkpoint()
+        elif kind == "trials":
+            rows = self._send(lambda: self.farm.store.job_rows(claim.exp_key, SNAPSHOT))
+            return to_plain([{name: row.get(name) for name in SNAPSHOT} for row in rows])
+        elif kind == "new tids":
+            return self._send(lambda: self.farm.store.new_tids(message["count"]))
+        elif kind == "inject":
+            docs = [{name: doc.get(name) for name in SNAPSHOT} for doc in message["docs"]]
+            self._send(lambda: self.farm.store.inject(claim, docs))
         elif kind == "checkpoint":
             stored = self._send(lambda: blobs.externalise(message["result"], claim))
             self.blobs_made += blob_ids(stored)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hyperfarm.jobs import JobDoc, JobState
-from hyperfarm.store import KEPT_HISTORY, Store
+from hyperfarm.jobs import KEPT_HISTORY, JobDoc, JobState
+from hyperfarm.store import Store
 from tests.chaos import objective
 from tests.chaos.journal import Execution, Journal
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from hyperfarm.blobs import Blobs
 from hyperfarm.cli import cli
 from hyperfarm.errors import UsageError
-from hyperfarm.jobs import Claim, JobState
-from hyperfarm.store import KEPT_HISTORY, Store
+from hyperfarm.jobs import KEPT_HISTORY, Claim, JobState
+from hyperfarm.store import Store
 from tests.making import OK, claim, job, queue
 from tests.support import hyperfarm
 

@@ -13,6 +13,7 @@ from pymongo.collection import Collection
 from hyperfarm.blobs import Blobs
 from hyperfarm.indexes import INDEXES, NEWS, ensure_indexes
 from hyperfarm.jobs import JobState
+from hyperfarm.queries import NO_KEY
 from hyperfarm.store import Store
 from tests.making import KEY, OK, claim, expire, job, queue, watched
 
@@ -84,13 +85,26 @@ STATEMENTS: dict[str, tuple[Callable[[Store], Any], set[str]]] = {
     "prune_models": (lambda s: s.prune_models(KEY, 3), {"models", "_id_"}),
     "running_jobs": (lambda s: s.running_jobs(), {"lease_expiry"}),
     "running_count": (lambda s: s.running_count(), {"lease_expiry"}),
+    "first_waiting": (lambda s: s.first_waiting(KEY), {"queue"}),
+    "count_jobs": (lambda s: s.count_jobs(KEY, [JobState.DONE]), {"view"}),
+    "jobs without a key": (lambda s: list(s.job_versions(NO_KEY)), {"view"}),
+    "without_lease": (lambda s: s.without_lease(), {"lease_expiry"}),
+    "take_back": (lambda s: s.take_back([ObjectId()], 9), {"_id_"}),
+    "adopt": (lambda s: s.adopt(KEY), {"jobs"}),
     "remove_jobs": (lambda s: s.remove_jobs("other"), {"jobs", "trial"}),
     "new_tids": (lambda s: s.new_tids(3), {"counter"}),
     "the recipe's query": (
         lambda s: s.jobs.find_one({"exp_key": KEY, "result.status": "ok"}, sort=[("result.loss", 1)]),
         {"best"},
     ),
-    "blobs": (lambda s: Blobs(s.database).delete_experiment("other", []), {"owner", "_id_", "chunks"}),
+    "blobs": (
+        lambda s: Blobs(s.database).delete_experiment("other", []),
+        {"owner", "experiment", "_id_", "chunks"},
+    ),
+    "experiment_attachment": (
+        lambda s: Blobs(s.database).experiment_attachment(KEY, "FMinIter_Domain"),
+        {"filename_1_uploadDate_1"},
+    ),
     "attachments": (lambda s: Blobs(s.database).attachment_ids(KEY), {"jobs"}),
 }
 ANY_BY_EXP_KEY = {"view", "best", "slot", "queue"}

@@ -12,10 +12,10 @@ import pytest
 from pymongo import MongoClient, monitoring
 
 from hyperfarm.errors import DatabaseUnavailable
-from hyperfarm.jobs import PARKED_OWNER, Event, JobState
+from hyperfarm.jobs import KEPT_HISTORY, PARKED_OWNER, Event, JobState
 from hyperfarm.mongo import normalise_url
 from hyperfarm.reaping import SECOND_LOOK_S, Reaper
-from hyperfarm.store import KEPT_HISTORY, Store
+from hyperfarm.store import Store
 from tests.making import KEY, claim, expire, job, queue, stored
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 import traceback
 from pathlib import Path
-from urllib.parse import quote_plus
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -46,10 +47,19 @@ def test_both_forms_are_understood(url: str, full: str, database: str) -> None:
     assert normalise_url(url) == (full, database)
 
 
+def as_it_is(password: str) -> str:
+    """In hyperopt's kind of address people write passwords raw; only what looks encoded must be."""
+    return quote(password) if re.search("%[0-9a-fA-F]{2}", password) else password
+
+
 @given(password=st.text(min_size=1, max_size=12, alphabet=st.characters(exclude_categories=["Cs"])))
 def test_any_password_passes_when_it_is_percent_encoded(password: str) -> None:
-    for form in ("mongodb://us%40er:{}@h:1/db?authSource=admin", "mongo://us%40er:{}@h:1/db/jobs"):
-        full, database = normalise_url(form.format(quote_plus(password)))
+    for form, encode in (
+        ("mongodb://us%40er:{}@h:1/db?authSource=admin", quote_plus),
+        ("mongo://us%40er:{}@h:1/db/jobs", quote),
+        ("mongo://us@er:{}@h:1/db/jobs", as_it_is),
+    ):
+        full, database = normalise_url(form.format(encode(password)))
         parsed = parse_uri(full)
         assert (parsed["username"], parsed["password"], database) == ("us@er", password, "db")
 
@@ -103,7 +113,6 @@ MALFORMED = [
     f"mongodb://u:{SECRET} {SECRET}@h:1x/db",
     f"mongodb://u:{SECRET}@h:port/db",
     f"mongodb://u:{SECRET}@h/db?authSource",
-    f"mongo://u:a/{SECRET}@h/db",
     f"mongo://u:{SECRET}@h/db/trials",
     f"mongo://u:{SECRET}#{SECRET}@h",
     f"mongodb://h:x/db?tls=true&tlsCertificateKeyFilePassword={SECRET}",
@@ -165,7 +174,5 @@ def test_a_server_that_says_nothing_is_told_too() -> None:
 
 
 def test_a_certificate_that_is_not_there():
-    with pytest.raises(
-        SettingsError, match=r"names a file that cannot be read: No such file.*: /nowhere\.pem"
-    ):
+    with pytest.raises(SettingsError, match=r"/nowhere\.pem' names a file that cannot be read: \w"):
         normalise_url("mongodb://me:secret@db/farm?tls=true&tlsCAFile=/nowhere.pem")
