@@ -26,6 +26,14 @@ INTERRUPT_GRACE_S = 1.0
 """After Ctrl-C running trials may finish within this time; then their jobs go back to the queue."""
 
 
+def _install_shim(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from hyperfarm.worker.shim import install_shim
+
+        click.echo(f"{install_shim()} is hyperfarm's now")
+        context.exit()
+
+
 @click.command()
 @mongo_option
 @click.option("--exp-key", "exp_keys", multiple=True, help="Serve this experiment only (may be repeated).")
@@ -42,6 +50,12 @@ INTERRUPT_GRACE_S = 1.0
 @patience_option
 @click.option("--fresh", is_flag=True, help="Start a new process for every trial.")
 @click.option("--max-jobs", type=click.IntRange(1), default=None, help="Leave after this many trials.")
+@click.option("--trust-unsigned", is_flag=True,
+              help="Run what hyperopt's own programs queue: code of whoever can write to the database.")  # fmt: skip
+@click.option("--legacy-grace", "legacy_grace_s", type=click.FloatRange(0, min_open=True), default=None,
+              help="Seconds after which a silent worker of hyperopt's own loses its trial.")  # fmt: skip
+@click.option("--install-shim", is_flag=True, is_eager=True, expose_value=False, callback=_install_shim,
+              help="Put this worker in the place of the command hyperopt-mongo-worker, and leave.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="Print warnings only.")
 @click.option("--lifeline", is_flag=True, hidden=True, help="Drain when standard input is closed.")
 def worker(
@@ -57,6 +71,8 @@ def worker(
     patience_s: float,
     fresh: bool,
     max_jobs: int | None,
+    trust_unsigned: bool,
+    legacy_grace_s: float | None,
     quiet: bool,
     lifeline: bool,
 ) -> None:
@@ -93,6 +109,8 @@ def worker(
             trial_timeout_s=trial_timeout_s,
             trial_memory=trial_memory,
             patience_s=patience_s,
+            trust_unsigned=trust_unsigned,
+            legacy_grace_s=legacy_grace_s,
         )
         supervisor = Supervisor(store, options)
         stop_on_signals(supervisor, grace_s)

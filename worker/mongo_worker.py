@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hyperopt.base import Ctrl, Domain, spec_from_misc
-from hyperopt.utils import temp_dir, working_dir
 
 from hyperfarm import bundle, protocols, results, values
 from hyperfarm.blobs import Blobs
@@ -28,6 +27,7 @@ from hyperfarm.retry import PATIENCE_S, patiently
 from hyperfarm.store import Store, new_token
 from hyperfarm.worker.bundle_cache import BundleCache, Refused, UnknownRevision
 from hyperfarm.worker.foreign import ForeignCommands
+from hyperfarm.worker.workplace import workplace
 
 log = logging.getLogger("hyperfarm.worker")
 SHORTEST_PAUSE_S = 0.05
@@ -200,8 +200,8 @@ class MongoWorker:
 
     def _run(self, claim: Claim, function: Function, ctrl: MongoCtrl, erase: bool) -> None:
         began = time.monotonic()
-        workdir = self._workdir(claim)
-        with temp_dir(workdir, erase), working_dir(workdir):
+        root = claim.doc["misc"].get("workdir") or ""
+        with workplace(self.workdir or os.path.join(root, str(claim.job_id)), erase=erase):
             returned = function(spec_from_misc(claim.doc["misc"]), ctrl)
         result = results.interpret(returned, hyperopt_losses=True)
         for name, data in (result.pop("attachments", None) or {}).items():
@@ -210,12 +210,6 @@ class MongoWorker:
         stored = self._send(lambda: self._blobs.externalise(plain, claim))
         fields = {"result": values.encode_keys(stored), "duration": time.monotonic() - began}
         self._send(lambda: self._store.finish(claim, JobState.DONE, fields))
-
-    def _workdir(self, claim: Claim) -> str:
-        root = self.workdir
-        if root is None:
-            root = os.path.join(claim.doc["misc"].get("workdir") or os.getcwd(), str(claim.job_id))
-        return os.path.abspath(os.path.expanduser(root))
 
     def _fail(self, claim: Claim, error: Exception) -> None:
         fields = {

@@ -64,7 +64,8 @@ class WorkerOptions:
     `trial_timeout_s` and `trial_memory` (bytes) bound every trial on this host, besides what its experiment
     says. `patience_s`: how long the database may be away. `trust_unsigned`: jobs that another program has
     queued are run without the farm's signature. `workdir`: the folder in which objectives run, else a scratch
-    folder. `idle_look_s`: how often an idle worker looks at the queue even if nobody rings.
+    folder. `idle_look_s`: how often an idle worker looks at the queue even if nobody rings. `legacy_grace_s`: see
+    Reaper.
     """
 
     slots: int = 1
@@ -81,6 +82,7 @@ class WorkerOptions:
     trust_unsigned: bool = False
     workdir: Path | None = None
     idle_look_s: float = IDLE_LOOK_S
+    legacy_grace_s: float | None = None
 
     def __post_init__(self) -> None:
         """Raise UsageError for a limit that makes no sense (NaN passes every range of click's)."""
@@ -115,7 +117,7 @@ class Supervisor:
         self._wishes: deque[float] = deque()
         self._ended = threading.Event()
         self.wakeup = Wakeup(store, queue_only=True, poll_s=options.poll_s)
-        self._reaper = Reaper(store)
+        self._reaper = Reaper(store, legacy_grace_s=options.legacy_grace_s)
         self.slots = [Slot(self, number) for number in range(options.slots)]
 
     # ---- life --------------------------------------------------------------------------------------
