@@ -34,7 +34,9 @@ def make_room_for_hyperopt(trials: MongoTrials, domain: Any, packed: Bundle) -> 
     Safe to do again; nothing is written when the very same objective lies there already.
     """
     key, name = trials.exp_key, protocols.FMIN_DOMAIN
-    trials.store.adopt(key)
+    if trials.store.adopt(key):
+        # Their version is what it was, so they would not be read again.
+        trials.local.forget([doc["tid"] for doc in trials.local.jobs()])
     there = trials.blobs.experiment_attachment(key, name)
     if there is not None and there.get("revision") == packed.revision:
         return
