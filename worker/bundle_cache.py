@@ -221,7 +221,8 @@ class BundleCache:
                 f"{error}; if it comes from your own controller, copy the file {settings.secret_file()} "
                 "from its host to this one"
             ) from error
-        folder = bundle.unpack(content, settings.cache_dir() / "bundles")
+        # Bundles of one revision may differ in line numbers, and in how another version of hyperfarm pickled them.
+        folder = bundle.unpack(content, settings.cache_dir() / "bundles" / entry["sha256"][:16])
         _warn_about_versions(key, entry)
         return Code(revision=entry["revision"], folder=folder, hyperopt_losses=entry["hyperopt_losses"])
 

@@ -36,6 +36,10 @@ class WaitQuit(Exception):
     """A signal asks the worker to stop after the running job."""
 
 
+class _Now(BaseException):
+    """Raised by a signal in the middle of an objective, which must not take it for an error of its own."""
+
+
 def main_worker() -> int | None:
     """Parse the command line and serve; return the exit code."""
     options = _parser().parse_args()
@@ -60,6 +64,7 @@ def main_worker_helper(options: Any, args: Any) -> int | None:
         else _number(options.max_consecutive_failures, "--max-consecutive-failures"),
         max_jobs_in_db=_whole(_number(options.max_jobs_in_db, "--max-jobs-in-db")),
     )
+    options.poll_interval = _number(options.poll_interval, "--poll-interval")
     serve = _supervise if options.use_subprocesses else _serve_in_process
     return serve(options, limits, _whole(most))
 
@@ -91,7 +96,7 @@ def _supervise(options: Any, limits: StopLimits, most: int | None) -> int | None
             max_jobs=most,
             trust_unsigned=options.trust_unsigned,
             workdir=None if options.workdir is None else Path(options.workdir),
-            idle_look_s=max(0.05, _number(options.poll_interval, "--poll-interval")),
+            idle_look_s=max(0.05, options.poll_interval),
         )
         supervisor = Supervisor(store, served, limits)
         _on_signals(stop=lambda: supervisor.ask_to_stop(0), finish=lambda: supervisor.ask_to_stop(math.inf))
@@ -116,7 +121,7 @@ def _serve_in_process(options: Any, limits: StopLimits, most: int | None) -> int
     jobs = MongoJobs.new_from_connection_str(_address(options))
     worker = MongoWorker(
         jobs,
-        _number(options.poll_interval, "--poll-interval"),
+        options.poll_interval,
         workdir=options.workdir,
         exp_key=options.exp_key,
         trust_unsigned=options.trust_unsigned,
@@ -131,7 +136,7 @@ def _serve_in_process(options: Any, limits: StopLimits, most: int | None) -> int
                 break
             _run_one(worker, rules, wishes)
             done += 1
-    except (Shutdown, WaitQuit):
+    except _Now:
         return 0
     return _outcome_of_one(rules) if most == 1 else None
 
@@ -140,8 +145,6 @@ def _run_one(worker: MongoWorker, rules: StopRules, wishes: threading.Event) -> 
     timeout_s = rules.limits.reserve_timeout_s
     try:
         worker.run_one(reserve_timeout=None if math.isinf(timeout_s) else timeout_s, stop=wishes.is_set)
-    except (Shutdown, WaitQuit):
-        raise
     except ReserveTimeout as error:
         log.info("%s", error)
         rules.ended(None, in_vain=True)
@@ -153,7 +156,7 @@ def _run_one(worker: MongoWorker, rules: StopRules, wishes: threading.Event) -> 
 
 
 def _shut_down() -> None:
-    raise Shutdown
+    raise _Now
 
 
 # ---- options and signals ----------------------------------------------------------------------------

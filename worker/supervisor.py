@@ -147,16 +147,21 @@ class Supervisor:
     def _wait_for_slots(self) -> None:
         while any(slot.is_alive() for slot in self.slots):
             if self._wishes:
-                self._obey(self._wishes.popleft())
-            elif not self._draining.is_set() and (reason := self.rules.reached(bool(self._held))):
-                log.info("stopping: %s", reason)
-                self.drain(math.inf)
+                self._obey(self._wishes[0])
+                self._wishes.popleft()
+            self._heed_the_rules()
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 if self.leaving:
                     log.warning("some jobs could not be given back; their leases will expire")
                     return
                 self.leave()
             time.sleep(LOOK_S)
+
+    def _heed_the_rules(self) -> None:
+        reason = None if self._draining.is_set() else self.rules.reached(bool(self._held))
+        if reason is not None:
+            log.info("stopping: %s", reason)
+            self.drain(math.inf)
 
     def ask_to_stop(self, grace_s: float) -> None:
         """Ask `run` to drain, or at the second call to leave at once; all that a signal handler may do."""
@@ -230,6 +235,7 @@ class Supervisor:
 
     def _look(self, slot: Slot) -> Claim | None:
         """Claim a job if there is one now."""
+        self._heed_the_rules()
         if self._claims_no_more():
             return None
         try:
@@ -249,7 +255,7 @@ class Supervisor:
         return claim
 
     def _claims_no_more(self) -> bool:
-        return self._draining.is_set() or self._claims_left == 0
+        return self._draining.is_set() or bool(self._wishes) or self._claims_left == 0
 
     def _patiently(self, call: Callable[[], T]) -> T:
         return patiently(call, patience_s=self.options.patience_s, stop=self._draining.is_set)
