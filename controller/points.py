@@ -16,7 +16,6 @@ def check_points(points: Sequence[Mapping[str, Any]], domain: Any) -> list[dict[
     A point names the value of every parameter that is active there (of a choice, the index of the option).
     """
     from hyperopt import pyll
-    from hyperopt.pyll.base import GarbageCollected
 
     checked = []
     for number, point in enumerate(points, 1):
@@ -33,26 +32,18 @@ def check_points(points: Sequence[Mapping[str, Any]], domain: Any) -> list[dict[
         plain = to_plain(dict(point))
         memo = domain.memo_from_config(plain)
         try:
-            value = pyll.rec_eval(domain.expr, memo=memo, print_node_on_error=False)
+            pyll.rec_eval(domain.expr, memo=memo, print_node_on_error=False)
         except Exception as error:
+            missing = sorted(set(domain.params) - set(point))
+            if missing and isinstance(error, AssertionError):  # So hyperopt says that it needs one of them.
+                raise UsageError(
+                    f"points_to_evaluate: number {number} lacks a value of one of: {', '.join(missing)}"
+                ) from error
             raise UsageError(
                 f"points_to_evaluate: the space cannot take number {number}: {type(error).__name__}: {error}"
             ) from error
-        if _holds(value, GarbageCollected):
-            missing = sorted(set(domain.params) - set(point))
-            raise UsageError(
-                f"points_to_evaluate: number {number} lacks a value of one of: {', '.join(missing)}"
-            )
         checked.append(plain)
     return checked
-
-
-def _holds(value: Any, mark: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_holds(item, mark) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(_holds(item, mark) for item in value)
-    return value is mark
 
 
 def doc_of_point(trials: Any, domain: Any, tid: int, point: Mapping[str, Any]) -> JobDoc:

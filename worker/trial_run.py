@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,16 @@ class Unusable(Exception):
 
 class DiskFull(Exception):
     """There is no room left on this host for a file that the trial needs."""
+
+
+def _snapshot(doc: dict[str, Any]) -> dict[str, Any]:
+    """A job as plain values, its times without a zone, as hyperopt shows them."""
+    shown = {name: doc.get(name) for name in SNAPSHOT}
+    for name in ("book_time", "refresh_time"):
+        if isinstance(moment := shown[name], datetime):
+            shown[name] = moment.replace(tzinfo=None)
+    plain: dict[str, Any] = to_plain(shown)
+    return plain
 
 
 class TrialRun:
@@ -108,10 +119,9 @@ class TrialRun:
 
     def _order(self, child: ChildProcess, code: Code) -> Message:
         doc = self.claim.doc
-        shown = {key: doc.get(key) for key in ("tid", "exp_key", "misc", "spec", "owner", "version", "state")}
         return {
             "type": "job",
-            "doc": {**shown, "result": {"status": "new"}},
+            "doc": {**_snapshot(doc), "attempt": self.claim.attempt, "result": {"status": "new"}},
             "attempt": self.claim.attempt,
             "scratch": str(child.scratch),
             "workdir": self._workdir(),
@@ -201,7 +211,7 @@ class TrialRun:
             return self._last_checkpoint()
         elif kind == "trials":
             rows = self._send(lambda: self.farm.store.job_rows(claim.exp_key, SNAPSHOT))
-            return to_plain([{name: row.get(name) for name in SNAPSHOT} for row in rows])
+            return [_snapshot(row) for row in rows]
         elif kind == "new tids":
             return self._send(lambda: self.farm.store.new_tids(message["count"]))
         elif kind == "inject":
