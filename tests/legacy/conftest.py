@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
+from pymongo.database import Database
 
 from hyperfarm import embedded
 from tests.legacy.original import Original, original
@@ -83,3 +85,9 @@ def tell(python: str, folder: Path, *words: str, within_s: float = 100) -> dict[
     assert lines, done.stdout + done.stderr
     answer: dict[str, Any] = json.loads(lines[-1].removeprefix("TOLD"))
     return answer
+
+
+@pytest.fixture
+def database(mongod: embedded.Server, url: str) -> Iterator[Database[dict[str, Any]]]:
+    with MongoClient("127.0.0.1", mongod.port, directConnection=True) as client:
+        yield client[url.split("/")[3]]

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pymongo import MongoClient
 from pymongo.database import Database
 
-from hyperfarm import embedded
 from tests.legacy.conftest import OURS, THEIRS, tell
 from tests.legacy.original import Original
 from tests.support import descendants, eventually, hyperfarm, worker
@@ -90,12 +88,6 @@ def mongo_worker(
 def mongodb(url: str) -> str:
     """The address as the rest of hyperfarm's commands take it, too."""
     return f"mongodb{url.removeprefix('mongo').removesuffix('/jobs')}"
-
-
-@pytest.fixture
-def database(mongod: embedded.Server, url: str) -> Iterator[Database[dict[str, Any]]]:
-    with MongoClient("127.0.0.1", mongod.port, directConnection=True) as client:
-        yield client[url.split("/")[3]]
 
 
 def test_its_workers_run_our_search(legacy: Original, home: Path, url: str, tmp_path: Path) -> None:
