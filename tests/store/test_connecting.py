@@ -14,6 +14,7 @@ from pymongo import MongoClient
 from hyperfarm import embedded
 from hyperfarm.errors import DatabaseError, DatabaseUnavailable, HyperfarmError
 from hyperfarm.mongo import connect
+from hyperfarm.mongoexp import MongoTrials, parse_url
 from hyperfarm.store import Store
 from hyperfarm.wakeup import Wakeup
 from tests.making import KEY, claim, job, queue
@@ -41,6 +42,14 @@ def test_a_password_with_odd_characters_opens(locked: embedded.Server, form: str
     assert claim(store).exp_key == KEY
     store.remove_jobs(KEY)
     store.close()
+
+
+def test_hyperopts_form_takes_a_password_as_it_is(locked: embedded.Server) -> None:
+    address = f"mongo://far.mer:{PASSWORD}@127.0.0.1:{locked.port}/farm/jobs?authSource=admin"
+    trials = MongoTrials(address, exp_key="k")
+    assert len(trials) == 0
+    trials.handle.conn.close()
+    assert parse_url(address)[1:3] == ("far.mer", PASSWORD)
 
 
 def test_the_password_may_come_from_the_environment(
