@@ -53,6 +53,17 @@ class ForeignJobs(JobQueries):
                     adopted += self.jobs.update_one(still, {"$set": {"slot": next(free)}}).modified_count
         return adopted
 
+    def unpark(self, unclaimed_s: float) -> int:
+        """Free the parked jobs that nobody has claimed for so long after their back-off; index `queue`.
+
+        hyperopt's own workers claim jobs without an owner only, and may be the only ones that are left.
+        """
+        with translated("freeing parked jobs"):
+            due = {"$lte": self.now() - timedelta(seconds=unclaimed_s)}
+            query = {"state": int(JobState.NEW), "owner": PARKED_OWNER, "not_before": due}
+            free: Document = {"$set": {"owner": None}, "$unset": {"not_before": ""}, "$inc": {"version": 1}}
+            return self.jobs.update_many(query, free, hint="queue").modified_count
+
     def without_lease(self) -> list[JobDoc]:
         """The running jobs that hyperopt's own workers have claimed; index `lease_expiry`."""
         query = {"state": int(JobState.RUNNING), "lease.expires": None}

@@ -8,6 +8,7 @@ answered: time enough for a living worker to renew.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -16,6 +17,8 @@ from hyperfarm.jobs import Event, JobDoc
 from hyperfarm.store import Store
 
 log = logging.getLogger("hyperfarm")
+FOREIGN_EVERY_S = 60.0
+"""Jobs that hyperopt's own programs have a part in are looked at this often: their times are long ones."""
 
 SECOND_LOOK_S = 8.0
 """More than a living worker pauses between two tries to renew (retry.LONGEST_PAUSE_S), and a round trip."""
@@ -38,6 +41,7 @@ class Reaper:
         self._legacy_grace_s = settings.legacy_grace_s() if legacy_grace_s is None else legacy_grace_s
         self._first_seen: dict[tuple[str, object], float] = {}
         self._without_lease: set[object] = set()
+        self._next_foreign = -math.inf
 
     def look(self) -> list[tuple[JobDoc, Event]]:
         """Reap the jobs whose lease was expired, and is still the same, for SECOND_LOOK_S.
@@ -55,10 +59,15 @@ class Reaper:
 
         reaped = self._store.reap(is_due)
         self._first_seen = seen
-        return reaped + self._look_at_foreign()
+        return reaped + (self._look_at_foreign() if now >= self._next_foreign else [])
 
     def _look_at_foreign(self) -> list[tuple[JobDoc, Event]]:
-        """Take back what hyperopt's own workers have held in silence for too long; warn of each job once."""
+        """Take back what hyperopt's own workers have held in silence for too long; warn of each job once.
+
+        They cannot claim a job that is parked: one that nobody has taken is given free.
+        """
+        self._next_foreign = self._clock() + min(FOREIGN_EVERY_S, self._legacy_grace_s / 4)
+        self._store.unpark(FOREIGN_EVERY_S)
         jobs = {doc["_id"]: doc for doc in self._store.without_lease()}
         for job_id in jobs.keys() - self._without_lease:
             log.warning(

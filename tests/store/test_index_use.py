@@ -89,6 +89,7 @@ STATEMENTS: dict[str, tuple[Callable[[Store], Any], set[str]]] = {
     "count_jobs": (lambda s: s.count_jobs(KEY, [JobState.DONE]), {"view"}),
     "jobs without a key": (lambda s: list(s.job_versions(NO_KEY)), {"view"}),
     "without_lease": (lambda s: s.without_lease(), {"lease_expiry"}),
+    "unpark": (lambda s: s.unpark(60), {"queue"}),
     "take_back": (lambda s: s.take_back([ObjectId()], 9), {"_id_"}),
     "adopt": (lambda s: s.adopt(KEY), {"jobs"}),
     "remove_jobs": (lambda s: s.remove_jobs("other"), {"jobs", "trial"}),
@@ -100,10 +101,6 @@ STATEMENTS: dict[str, tuple[Callable[[Store], Any], set[str]]] = {
     "blobs": (
         lambda s: Blobs(s.database).delete_experiment("other", []),
         {"owner", "experiment", "_id_", "chunks"},
-    ),
-    "experiment_attachment": (
-        lambda s: Blobs(s.database).experiment_attachment(KEY, "FMinIter_Domain"),
-        {"filename_1_uploadDate_1"},
     ),
     "attachments": (lambda s: Blobs(s.database).attachment_ids(KEY), {"jobs"}),
 }
@@ -126,6 +123,12 @@ def test_the_named_index_is_used(full: Store, name: str) -> None:
     if "chunks" in expected:
         indexes = {"chunks" if one.startswith("files_id") else one for one in indexes}
     assert indexes == expected
+
+
+def test_an_attachment_of_an_experiment_is_found_by_an_index(full: Store) -> None:
+    with watched(full) as seen:
+        Blobs(full.database).experiment_attachment(KEY, "FMinIter_Domain")
+    assert used(full, seen) <= {"experiment", "filename_1_uploadDate_1"}, "either leads to a file or two"
 
 
 @pytest.mark.parametrize("name", ["finish", "checkpoint", "release", "end_attempt", "add_reports"])

@@ -40,6 +40,9 @@ class Leases:
     def without_lease(self) -> list[dict[str, Any]]:
         return []
 
+    def unpark(self, unclaimed_s: float) -> int:
+        return 0
+
 
 class Observer(RuleBasedStateMachine):
     """What one observer reaps had been expired, the same, and seen so without a break, for the whole time."""
