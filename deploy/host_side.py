@@ -5,27 +5,49 @@ lie in the host's workdir:
 
     venv/  config/  cache/  logs/worker.log  incoming/  installed.json  worker.json  .hyperfarm-workdir
 
+A worker is a process of its own, or a unit of the user's systemd: then systemd alone knows its process.
 An action either does what it says or raises Refused with the reason; begun again after a crash, it carries on.
 """
 
 import contextlib
 import fcntl
+import getpass
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 MARK = ".hyperfarm-workdir"
 UNIT = "hyperfarm-worker-{tag}.service"
+UNIT_TEXT = """\
+[Unit]
+Description=hyperfarm worker
+# The database may be away for days: try on, at the pace of RestartSec.
+StartLimitIntervalSec=0
+[Service]
+WorkingDirectory={folder}/
+{environment}
+ExecStart={command}
+StandardOutput=append:{folder}/logs/worker.log
+StandardError=inherit
+Restart=on-failure
+RestartSec=5
+# A trial that takes too much memory is one failed attempt, not the worker's end.
+OOMPolicy=continue
+# SIGTERM is for the worker alone; its --grace says how long it may drain.
+KillMode=mixed
+TimeoutStopSec=infinity
+[Install]
+WantedBy=default.target
+"""
 ANSWER = "hyperfarm answers: "
 LEAST_FREE = 500 << 20
 """Bytes; an environment takes about 200 MB, its wheels 57 MB, and pip unpacks in between."""
@@ -33,6 +55,7 @@ LOG_LIMIT = 10 << 20
 TOLD = 400
 POLL_S, LEAVE_S = 0.05, 10.0
 SETTLE_S = 0.3
+ENDED = ("inactive", "failed")
 
 
 class Refused(Exception):
@@ -55,7 +78,6 @@ def main() -> None:
 def look(workdir: str) -> dict[str, Any]:
     """Tell the state of the host; nothing is changed."""
     folder = _folder(workdir)
-    worker = _read(folder / "worker.json")
     return {
         "hostname": socket.gethostname(),
         "workdir": str(folder),
@@ -65,12 +87,17 @@ def look(workdir: str) -> dict[str, Any]:
         "exists": (folder / MARK).is_file(),
         "installed": _read(folder / "installed.json"),
         "config": {file.name: _digest(file) for file in sorted(folder.glob("config/*")) if file.is_file()},
-        "worker": worker if worker and _lives(worker) else None,
+        "worker": _worker(folder),
     }
 
 
-def prepare(workdir: str) -> str:
-    """Make the workdir, and return its path. An unfinished transfer of before is removed."""
+def prepare(workdir: str, systemd: bool = False) -> str:
+    """Make the workdir, and return its path. An unfinished transfer of before is removed.
+
+    `systemd`: the worker is to be a unit; refused here, before anything is stopped or installed for it.
+    """
+    if systemd:
+        _need_systemd()
     folder = _folder(workdir)
     if folder.exists() and not (folder / MARK).exists() and any(folder.iterdir()):
         raise Refused(f"{folder} is there already and is not ours; name another workdir= in hosts.txt")
@@ -113,6 +140,9 @@ def install(workdir: str, wanted: dict[str, Any], wheel: str, requirements: str,
             ],
             "pip cannot install what is needed",
         )
+        # pip has brought hyperopt's own command of this name, which fails on the pymongo that it asks for.
+        shim = [python, "-m", "hyperfarm.cli", "worker", "--install-shim"]
+        _run(shim, "the command hyperopt-mongo-worker cannot be made")
         frozen = _run([*pip, "freeze"], "pip cannot tell what is installed").splitlines()
         _write(folder / "installed.json", {**wanted, "packages": frozen})
     return frozen
@@ -125,18 +155,23 @@ def start(workdir: str, argv: list[str], env: dict[str, str], launch: str, syste
     """
     folder = _folder(workdir)
     with _lock(folder):
-        worker = _read(folder / "worker.json")
-        if worker and _lives(worker):
+        worker = _worker(folder)
+        if worker:
             raise Refused(f"a worker runs there already (process {worker['pid']})")
         words = [word.replace("{folder}", str(folder)) for word in argv]
         own = {name: value.replace("{folder}", str(folder)) for name, value in env.items()}
+        own["HYPERFARM_LAUNCH"] = launch
         _rotate(folder / "logs" / "worker.log")
-        begin = _start_unit if systemd else _start_detached
-        pid = begin(folder, words, {**own, "HYPERFARM_LAUNCH": launch})
-        begun = {"pid": pid, "began": _began(pid), "launch": launch, "systemd": systemd}
-        _write(folder / "worker.json", {**begun, "argv": argv, "env": env, "since": time.time()})
+        told = {"launch": launch, "systemd": systemd, "argv": argv, "env": env, "since": time.time()}
+        _remove_unit(folder)
+        pid = 0 if systemd else _start_detached(folder, words, own)
+        _write(folder / "worker.json", {**told, "pid": pid, "began": _began(pid)})
+        if systemd:  # After it was noted: a unit runs on, whatever becomes of this process.
+            _start_unit(folder, words, own)
         time.sleep(SETTLE_S)
-        if not _lives(begun):
+        begun = _worker(folder)
+        if begun is None or not begun["pid"]:
+            _remove_unit(folder)
             raise Refused(f"its worker ended at once: {_tail(folder / 'logs' / 'worker.log', 5)[-TOLD:]}")
     return begun
 
@@ -144,25 +179,25 @@ def start(workdir: str, argv: list[str], env: dict[str, str], launch: str, syste
 def stop(workdir: str, grace_s: float) -> dict[str, Any]:
     """Let the worker drain for `grace_s` seconds, then have it give its trials back, then kill what is left."""
     folder = _folder(workdir)
-    worker = _read(folder / "worker.json") if folder.exists() else None
-    if not worker or not _lives(worker):
+    worker = _worker(folder)
+    if worker is None:
+        _remove_unit(folder)
         return {"was": None}
-    if worker.get("systemd"):
-        _systemctl("disable", UNIT.format(tag=_tag(folder)))
-    for wait_s in (grace_s, LEAVE_S):
-        if _lives(worker):
-            os.kill(worker["pid"], signal.SIGTERM)
-        deadline = time.monotonic() + max(wait_s, 2 * POLL_S)
-        while _lives(worker) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-    killed = _lives(worker)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(worker["pid"], signal.SIGKILL)
-    if worker.get("systemd"):
-        _systemctl("stop", UNIT.format(tag=_tag(folder)))
-        _unit_file(folder).unlink(missing_ok=True)
+    was = worker["pid"]
+    if worker["systemd"]:
+        worker = _stop_unit(folder) or worker
+    else:
+        _terminate(worker)
+    _within(max(grace_s, 2 * POLL_S), lambda: not _lives(worker))
+    _terminate(worker)
+    killed = not _within(LEAVE_S, lambda: not _lives(worker))
+    if worker["systemd"]:
+        _remove_unit(folder)
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker["pid"], signal.SIGKILL)
     (folder / "worker.json").unlink(missing_ok=True)
-    return {"was": worker["pid"], "killed": killed}
+    return {"was": was, "killed": killed}
 
 
 def purge(workdir: str) -> bool:
@@ -172,8 +207,8 @@ def purge(workdir: str) -> bool:
         return False
     if not (folder / MARK).is_file():
         raise Refused(f"{folder} was not made by hyperfarm: it is left alone")
-    worker = _read(folder / "worker.json")
-    if worker and _lives(worker):
+    worker = _worker(folder)
+    if worker:
         raise Refused(f"a worker still runs there (process {worker['pid']})")
     shutil.rmtree(folder)
     return True
@@ -220,7 +255,7 @@ def _environment(folder: Path, wanted: dict[str, Any]) -> str:
 
 def _run(command: list[str], what: str) -> str:
     """Run a command and return its output; raise Refused with `what` and the end of what it said."""
-    env = {**os.environ, "PYTHONNOUSERSITE": "1"}
+    env = {**os.environ, "PYTHONNOUSERSITE": "1", "XDG_RUNTIME_DIR": str(_runtime())}
     done = subprocess.run(
         command, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL, check=False
     )
@@ -232,6 +267,18 @@ def _run(command: list[str], what: str) -> str:
 
 
 # ---- the process ---------------------------------------------------------------------------------------
+
+
+def _worker(folder: Path) -> dict[str, Any] | None:
+    """The worker that runs there, None without one. The pid of a unit that waits to be started again is 0."""
+    worker = _read(folder / "worker.json") or {}
+    if not worker.get("systemd") and not _unit_files(folder)[0].exists():
+        return worker if worker and _lives(worker) else None
+    state, pid = _unit_state(folder)
+    if state in ENDED:
+        return None
+    unknown = {"launch": "", "argv": None, "env": None}
+    return {**unknown, **worker, "systemd": True, "pid": pid, "began": _began(pid)}
 
 
 def _start_detached(folder: Path, argv: list[str], env: dict[str, str]) -> int:
@@ -246,38 +293,6 @@ def _start_detached(folder: Path, argv: list[str], env: dict[str, str]) -> int:
             start_new_session=True,
         )
     return process.pid
-
-
-def _start_unit(folder: Path, argv: list[str], env: dict[str, str]) -> int:
-    """Start it as a unit of the user's systemd, which starts it again after a crash and at boot."""
-    lines = ["[Unit]", "Description=hyperfarm worker", "", "[Service]", f"WorkingDirectory={folder}"]
-    lines += [f'Environment="{name}={value}"' for name, value in env.items()]
-    lines += [f"ExecStart={shlex.join(argv)}", f"StandardOutput=append:{folder}/logs/worker.log"]
-    lines += [f"StandardError=append:{folder}/logs/worker.log", "Restart=on-failure", "KillMode=mixed"]
-    lines += ["TimeoutStopSec=120", "", "[Install]", "WantedBy=default.target", ""]
-    file = _unit_file(folder)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(lines))
-    _systemctl("daemon-reload")
-    _systemctl("enable", "--now", file.name)
-    _run(["loginctl", "enable-linger"], "systemd will not start it at boot")
-    told = _systemctl("show", "--property=MainPID", "--value", file.name).strip()
-    return int(told or 0)
-
-
-def _systemctl(*words: str) -> str:
-    try:
-        return _run(["systemctl", "--user", *words], "the user's systemd refuses")
-    except FileNotFoundError:
-        raise Refused("there is no systemd; leave --systemd out") from None
-
-
-def _unit_file(folder: Path) -> Path:
-    return Path.home() / ".config" / "systemd" / "user" / UNIT.format(tag=_tag(folder))
-
-
-def _tag(folder: Path) -> str:
-    return hashlib.sha256(str(folder).encode()).hexdigest()[:8]
 
 
 def _lives(worker: dict[str, Any]) -> bool:
@@ -298,6 +313,126 @@ def _began(pid: int) -> str | None:
         ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return told.stdout.strip() or None
+
+
+def _terminate(worker: dict[str, Any]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if _lives(worker):
+            os.kill(worker["pid"], signal.SIGTERM)
+
+
+def _within(seconds: float, done: Callable[[], bool]) -> bool:
+    """Wait until it is done; False when it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+# ---- the user's systemd --------------------------------------------------------------------------------
+
+
+def _need_systemd() -> None:
+    """Make sure that the user's systemd runs, and goes on when the user logs out. Raises Refused."""
+    if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
+        raise Refused("there is no systemd; leave --systemd out")
+    me, lingers = getpass.getuser(), ""
+    with contextlib.suppress(Refused):  # It knows nobody who neither lingers nor is logged in.
+        lingers = _run(["loginctl", "show-user", me, "--property=Linger", "--value"], "").strip()
+    try:
+        if lingers != "yes":
+            _run(["loginctl", "--no-ask-password", "enable-linger", me], "")
+    except Refused:
+        help_ = f"run there once: sudo loginctl enable-linger {me}"
+        raise Refused(f"its systemd would end the worker when the user logs out; {help_}") from None
+    if not _within(LEAVE_S, _has_manager):
+        raise Refused("the user's systemd does not run; see there: systemctl --user status")
+    _systemctl("show", "--property=Version")  # It may be dead, and better now than when a worker was stopped.
+
+
+def _start_unit(folder: Path, argv: list[str], env: dict[str, str]) -> None:
+    """Start it as a unit, which systemd starts again after a crash and at boot. Refused: nothing is left of it."""
+    file, _ = _unit_files(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # systemd takes no program whose path has a quote or a backslash; a shell does.
+    words = ["/bin/sh", "-c", 'exec "$@"', "sh", *argv]
+    text = UNIT_TEXT.format(
+        folder=str(folder).replace("%", "%%"),  # Unquoted; a slash guards a blank or backslash at its end.
+        environment="\n".join(f"Environment={_quoted(f'{name}={value}')}" for name, value in env.items()),
+        command=" ".join(_quoted(word).replace("$", "$$") for word in words),
+    )
+    file.write_bytes(os.fsencode(text))
+    try:
+        _systemctl("daemon-reload")
+        _systemctl("enable", "--quiet", "--now", file.name)
+    except Refused:
+        _remove_unit(folder)
+        raise
+
+
+def _quoted(word: str) -> str:
+    """A word in the syntax of unit files."""
+    for plain, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("%", "%%")):
+        word = word.replace(plain, escaped)
+    return f'"{word}"'
+
+
+def _stop_unit(folder: Path) -> dict[str, Any] | None:
+    """Have systemd send the first SIGTERM, and start the worker no more; return the worker that has got it."""
+    file, link = _unit_files(folder)
+    link.unlink(missing_ok=True)
+    _systemctl("stop", "--no-block", file.name)
+    _within(LEAVE_S, lambda: _unit_state(folder)[0] in (*ENDED, "deactivating"))
+    return _worker(folder)
+
+
+def _remove_unit(folder: Path) -> None:
+    """Leave nothing of the unit, neither processes nor files; all the same if there is none."""
+    file, link = _unit_files(folder)
+    if not file.exists() and not link.is_symlink():
+        return
+    if _unit_state(folder)[0] not in ENDED:
+        _systemctl("stop", "--no-block", file.name)
+        with contextlib.suppress(Refused):  # There may be no process any more.
+            _systemctl("kill", "--signal=KILL", file.name)
+        _within(LEAVE_S, lambda: _unit_state(folder)[0] in ENDED)
+    link.unlink(missing_ok=True)
+    file.unlink(missing_ok=True)
+    if _has_manager():
+        _systemctl("daemon-reload")
+        with contextlib.suppress(Refused):  # It is known still only if it has failed.
+            _systemctl("reset-failed", file.name)
+
+
+def _unit_state(folder: Path) -> tuple[str, int]:
+    """The unit's ActiveState, and the pid of its main process or 0. Without its manager no unit is active."""
+    if not _has_manager():
+        return "inactive", 0
+    told = _systemctl("show", "--property=ActiveState,MainPID", _unit_files(folder)[0].name)
+    facts = dict(line.split("=", 1) for line in told.splitlines())
+    return facts["ActiveState"], int(facts["MainPID"])
+
+
+def _unit_files(folder: Path) -> tuple[Path, Path]:
+    """The unit's file, and the link by which it is started at boot."""
+    name = UNIT.format(tag=hashlib.sha256(str(folder).encode()).hexdigest()[:8])
+    units = Path.home() / ".config" / "systemd" / "user"
+    return units / name, units / "default.target.wants" / name
+
+
+def _has_manager() -> bool:
+    return (_runtime() / "systemd" / "private").exists()
+
+
+def _runtime() -> Path:
+    """The folder of the user's sockets; sshd without PAM does not name it."""
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+
+
+def _systemctl(*words: str) -> str:
+    return _run(["systemctl", "--user", *words], "the user's systemd refuses")
 
 
 # ---- files and facts -----------------------------------------------------------------------------------

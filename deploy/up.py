@@ -44,7 +44,7 @@ def bring_up(host: Host, connection: Connection, goods: Goods, wish: Wish) -> Ro
     before = time.time()
     state = remote.ask("look")
     notes = _clock(state["clock"] - (before + time.time()) / 2)
-    folder = remote.ask("prepare")
+    folder = remote.ask("prepare", systemd=wish.systemd)
     worker, changed = state["worker"], []
     argv, env = command(host, wish)
     runs = (argv, env, wish.systemd)

@@ -89,6 +89,10 @@ def test_secrets_stay_secret_and_a_worker_is_changed_restarted_and_stopped(net: 
         assert secret not in text
     assert "0,1" in said
 
+    old_name = "HYPERFARM_CONFIG=.hyperfarm/config .hyperfarm/venv/bin/hyperopt-mongo-worker"
+    told = user.hyperfarm("hosts", "exec", f"{old_name} --max-jobs=1 --reserve-timeout=0.1 2>&1", code=4)
+    assert "no job came within 0.1 s" in told, "our program, at our database, under the old name"
+
     before = host.workers()
     user.up()
     assert host.workers() == before

@@ -61,7 +61,8 @@ def test_the_chapter_about_many_machines(net: Net, database: int, wheels: Path) 
     (bin_folder / "hyperfarm").symlink_to(Path(sys.executable).with_name("hyperfarm"))
     # The database runs already: tests/deploy/test_compose.py and test_mongodb_users.py are about docker compose.
     start, work = (
-        next(text for text in blocks("sh") if line in text) for line in ("start_workers.sh", "stop_workers.sh")
+        next(text for text in blocks("sh") if line in text)
+        for line in ("start_workers.sh", "stop_workers.sh")
     )
     commands = [line for line in (start + work).splitlines() if not line.startswith(ALREADY)]
     said = {}
