@@ -40,7 +40,8 @@ def make_room_for_hyperopt(trials: MongoTrials, domain: Any, packed: Bundle) -> 
     there = trials.blobs.experiment_attachment(key, name)
     if there is not None and there.get("revision") == packed.revision:
         return
-    with _by_value(_own_modules(packed)):
+    # Of hyperfarm itself only this is asked for by an objective (one with templates): their workers do not have it.
+    with _by_value([*_own_modules(packed), "hyperfarm.template_objective"]):
         data = cloudpickle.dumps(domain)
     signature = protocols.sign_attachment(settings.farm_secret(), data, key, name)
     trials.blobs.put_experiment_attachment(key, name, data, signature, revision=packed.revision)

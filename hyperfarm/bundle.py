@@ -266,6 +266,8 @@ class _Recorder(cloudpickle.Pickler):  # type: ignore[misc]
         elif isinstance(obj, functools._lru_cache_wrapper) and is_by_value(obj):
             settings = obj.cache_parameters()
             return _cached, (obj.__wrapped__, settings["maxsize"], settings["typed"])
+        elif isinstance(obj, types.CodeType):
+            return _code, (obj.co_filename, *self.dispatch_table[types.CodeType](obj)[1])
         reduced = super().reducer_override(obj)
         if isinstance(obj, types.ModuleType):
             self.modules.add(obj.__name__)
@@ -280,6 +282,11 @@ class _Recorder(cloudpickle.Pickler):  # type: ignore[misc]
 def _cached(fn: Callable[..., Any], maxsize: int | None, typed: bool) -> Callable[..., Any]:
     """Rebuild a function of the script behind functools.lru_cache: cloudpickle names it only."""
     return functools.lru_cache(maxsize, typed)(fn)
+
+
+def _code(file: str, *parts: Any) -> types.CodeType:
+    """Rebuild code with the name of its file, for tracebacks: newer versions of cloudpickle leave it out."""
+    return types.CodeType(*parts).replace(co_filename=file)
 
 
 def _dumps(value: object, main: dict[str, Any] | None = None) -> tuple[bytes, _Recorder]:

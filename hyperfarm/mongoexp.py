@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -119,22 +118,14 @@ def install() -> None:
     """
     import hyperopt
 
+    from hyperfarm.template_install import install as install_hyperas
+
     sys.modules["hyperopt.mongoexp"] = hyperopt.mongoexp = sys.modules[__name__]
     own = _hyperopts_fmin()
     replaced = _fmin_of(own)
     importlib.import_module("hyperopt.fmin").fmin = replaced  # type: ignore[attr-defined]
     hyperopt.fmin = replaced
-    _install_hyperas()
-
-
-def _install_hyperas() -> None:
-    package = ModuleType("hyperas", "hyperfarm's templates in the place of hyperas.")
-    package.__path__ = []
-    sys.modules["hyperas"] = package
-    for name, home in (("optim", "hyperfarm.templates"), ("distributions", "hyperfarm.distributions")):
-        module = importlib.import_module(home)
-        setattr(package, name, module)
-        sys.modules[f"hyperas.{name}"] = module
+    install_hyperas()
 
 
 def main() -> None:

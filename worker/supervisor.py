@@ -45,6 +45,8 @@ LAUNCH = "HYPERFARM_LAUNCH"
 HEARTBEAT_S = 30.0
 IDLE_LOOK_S = 20.0
 """Even without news an idle host looks at the queue this often, by default: hyperopt's controllers do not ring."""
+FOREIGN_LOOK_S, FOREIGN_LOOKS_S = 1.0, 60.0
+"""After a job of theirs it looks that often, for so long."""
 WAITING_KNOWN_S = 0.1
 """For so long a slot may rely on what was found to wait (see `_try_to_claim`)."""
 JUST_AFTER_S = 0.02
@@ -111,7 +113,7 @@ class Supervisor:
         self._began = time.monotonic()
         self._claims_left = options.max_jobs
         self._waiting: list[str | None] = []
-        self._waiting_known_until = 0.0
+        self._waiting_known_until = self._foreign_until = 0.0
         self._next_due_s = options.idle_look_s
         self._deadline: float | None = None
         self._wishes: deque[float] = deque()
@@ -285,7 +287,8 @@ class Supervisor:
                 return claim
         found = self.store.waiting()
         known_s = math.inf if found.next_s is None else found.next_s + JUST_AFTER_S
-        self._next_due_s = min(self.options.idle_look_s, known_s)
+        foreign_s = FOREIGN_LOOK_S if time.monotonic() < self._foreign_until else math.inf
+        self._next_due_s = min(self.options.idle_look_s, known_s, foreign_s)
         named = [key for key in found.exp_keys if key is None or isinstance(key, str)]
         waiting = [key for key in named if self._may_serve(key)]
         self._waiting, self._waiting_known_until = waiting, time.monotonic() + WAITING_KNOWN_S
@@ -324,6 +327,8 @@ class Supervisor:
 
         claimed = self._patiently(claim)
         if claimed is not None:
+            if "bundle" not in claimed.doc:
+                self._foreign_until = time.monotonic() + FOREIGN_LOOKS_S
             with self._lock:
                 self._held[token] = slot
                 self.shares.begin(key)

@@ -91,7 +91,9 @@ def test_heavy_libraries_stay_where_they_belong_and_are_imported_late():
     for file in [*CORE, *(path for role in ROLES for path in (ROOT / role).glob("*.py"))]:
         for module in imports(file):
             home = HEAVY.get(module.split(".")[0])
-            assert home is None or {file.parent.name, file.name} & set(home.split()), f"{file} imports {module}"
+            assert home is None or {file.parent.name, file.name} & set(home.split()), (
+                f"{file} imports {module}"
+            )
         for module in imports(file, top_only=True) if file.name not in SSH_FILES else []:
             assert module.split(".")[0] not in HEAVY, f"{file} imports {module} when it is loaded"
 

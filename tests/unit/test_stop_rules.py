@@ -50,6 +50,9 @@ def test_waiting_in_vain_is_a_failure_each_time(clock: Clock) -> None:
     assert (rules.failures, rules.waited_in_vain) == (1, True)
     clock.now += 9
     assert rules.reached(busy=True) is None, "a job came"
+    clock.now += 500
+    assert rules.reached(busy=True) is None, "it takes its time"
+    assert rules.failures == 1
     clock.now += 9
     rules.ended(JobState.DONE)
     assert (rules.failures, rules.waited_in_vain) == (0, False)
