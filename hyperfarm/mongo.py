@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -97,7 +98,21 @@ def _with_password(rest: str) -> str:
     return rest
 
 
-def connect(url: str, *, app: str = "hyperfarm", timeout_s: float = CONNECT_TIMEOUT_S) -> Database[Document]:
+class SelfClosing(MongoClient[Document]):
+    """A client for programs that never close theirs: it closes itself when nobody refers to it any more."""
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # The interpreter may be going down.
+            self.close()
+
+
+def connect(
+    url: str,
+    *,
+    app: str = "hyperfarm",
+    timeout_s: float = CONNECT_TIMEOUT_S,
+    client_class: type[MongoClient[Document]] = MongoClient,
+) -> Database[Document]:
     """Return the farm's database, after one round trip that proves the server answers and lets us in.
 
     Raises SettingsError for a malformed URL, DatabaseUnavailable when no server answers within
@@ -105,7 +120,7 @@ def connect(url: str, *, app: str = "hyperfarm", timeout_s: float = CONNECT_TIME
     """
     full, name = normalise_url(url)
     try:
-        client: MongoClient[Document] = MongoClient(
+        client = client_class(
             full,
             appname=app,
             tz_aware=True,

@@ -27,7 +27,7 @@ from pymongo.errors import PyMongoError
 
 from hyperfarm.errors import DatabaseUnavailable, SettingsError
 from hyperfarm.jobs import JobState
-from hyperfarm.mongo import Document, connect, hide_password
+from hyperfarm.mongo import Document, SelfClosing, connect, hide_password
 
 SSH_SCHEMES = ("mongo+ssh", "ssh+mongo")
 TUNNEL_S = 15.0
@@ -83,7 +83,7 @@ def connection_from_string(
     if protocol in SSH_SCHEMES:
         tunnel, rest = _open_tunnel(text)
         text = f"mongo://{rest}"
-    database = connect(text).with_options(codec_options=NAIVE)
+    database = connect(text, client_class=SelfClosing).with_options(codec_options=NAIVE)
     return database.client, tunnel, database, database["jobs"]
 
 

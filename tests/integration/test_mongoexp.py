@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -254,6 +256,38 @@ def _statements(trials: MongoTrials, call: Any) -> list[str]:
         mine.command("profile", 0)
         seen = mine["system.profile"].find({"ns": f"{database.name}.jobs"})
         return [next(iter(entry["command"])) for entry in seen]
+
+
+def test_connections_are_given_back_and_stay_as_long_as_somebody_needs_them(mongo_url: str) -> None:
+    jobs = MongoTrials(mongo_url, exp_key="k").handle.jobs
+    gc.collect()
+    assert jobs.count_documents({}) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del jobs
+        gc.collect()
+
+
+def test_searches_of_several_experiments_at_once(trials: MongoTrials, mongo_url: str) -> None:
+    """Two workers serve three searches, each with a handle of its own; whoever has no exp_key sees all."""
+    handles = {key: MongoTrials(mongo_url, exp_key=key) for key in ("a", "b", "c")}
+    searches = [
+        threading.Thread(
+            target=fmin,
+            args=(objective, SPACE, rand.suggest, 4),
+            kwargs={"trials": one, "show_progressbar": False, "return_argmin": False},
+        )
+        for one in handles.values()
+    ]
+    workers = [serve(trials, 6), serve(trials, 6)]
+    for thread in searches:
+        thread.start()
+    for thread in [*searches, *workers]:
+        thread.join()
+    assert [len(one) for one in handles.values()] == [4, 4, 4]
+    whole = MongoTrials(mongo_url)
+    assert sorted(doc["exp_key"] for doc in whole.trials) == [*"aaaa", *"bbbb", *"cccc"]
+    assert len({doc["tid"] for doc in whole.trials}) == 12
 
 
 def test_the_same_seed_makes_the_same_search(mongo_url: str) -> None:
