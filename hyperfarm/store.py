@@ -188,12 +188,15 @@ class Store(ForeignJobs):
     def inject(self, claim: Claim, docs: Sequence[JobDoc]) -> None:
         """Insert finished jobs that a running one has brought along (hyperopt's `inject_results`).
 
-        They are of its experiment and outside its budget. Raises LeaseLost.
+        They are of its experiment and outside its budget. Safe to send again: `docs` get their `_id` here at the
+        first time. Raises LeaseLost.
         """
+        for doc in docs:
+            doc.update(exp_key=claim.exp_key, state=int(JobState.DONE))
         with translated("storing injected results"):
             if not self.jobs.find_one(_fence(claim), {"_id": 1}):
                 raise LeaseLost(f"trial {claim.tid} is no longer this worker's")
-        self.insert_jobs([{**doc, "exp_key": claim.exp_key, "state": int(JobState.DONE)} for doc in docs])
+        self.insert_jobs(docs)
 
     def withdraw_queued(self, exp_key: str | None) -> int:
         """Delete the jobs with a slot that nobody has begun; their slots are free again. Index `queue`."""

@@ -8,27 +8,24 @@ import logging
 import math
 import os
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperfarm import settings
 from hyperfarm.blobs import blob_ids
-from hyperfarm.bundle import is_signed_checkpoint, sign_checkpoint
 from hyperfarm.errors import (
     DatabaseError,
     DatabaseUnavailable,
-    HyperfarmError,
     LeaseLost,
     OutcomeUnknown,
-    UsageError,
 )
 from hyperfarm.jobs import Claim, Event, JobState, TrialLimits
 from hyperfarm.retry import patiently
-from hyperfarm.values import encode_keys, to_plain
+from hyperfarm.values import encode_keys
+from hyperfarm.worker import requests
 from hyperfarm.worker.bundle_cache import Code, Refused, UnknownRevision
 from hyperfarm.worker.limits import MEMORY, LimitExceeded, Watch
 from hyperfarm.worker.process import ChildDied, ChildProcess
+from hyperfarm.worker.requests import DiskFull
 from hyperfarm.worker.wire import Message
 
 if TYPE_CHECKING:
@@ -36,11 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hyperfarm.worker")
 REPORT_INTERVAL_S = 1.0
-SNAPSHOT = (
-    *("tid", "state", "spec", "result", "misc", "exp_key"),
-    *("owner", "version", "book_time", "refresh_time"),
-)
-"""What hyperopt's own job documents hold, and so what `ctrl.trials` shows and `ctrl.inject_results` writes."""
 
 
 class Unusable(Exception):
@@ -49,20 +41,6 @@ class Unusable(Exception):
     def __init__(self, message: Message) -> None:
         super().__init__(": ".join(message["error"]))
         self.message = message
-
-
-class DiskFull(Exception):
-    """There is no room left on this host for a file that the trial needs."""
-
-
-def _snapshot(doc: dict[str, Any]) -> dict[str, Any]:
-    """A job as plain values, its times without a zone, as hyperopt shows them."""
-    shown = {name: doc.get(name) for name in SNAPSHOT}
-    for name in ("book_time", "refresh_time"):
-        if isinstance(moment := shown[name], datetime):
-            shown[name] = moment.replace(tzinfo=None)
-    plain: dict[str, Any] = to_plain(shown)
-    return plain
 
 
 class TrialRun:
@@ -86,7 +64,7 @@ class TrialRun:
         claim, options = self.claim, self.farm.options
         self.limits = TrialLimits.of(claim.doc).tightened(options.trial_timeout_s, options.trial_memory)
         try:
-            code = self._send(lambda: self.farm.codes.for_job(claim.doc))
+            code = self.send(lambda: self.farm.codes.for_job(claim.doc))
         except Refused as refused:
             self._give_back(str(refused))
             return
@@ -121,7 +99,7 @@ class TrialRun:
         doc = self.claim.doc
         return {
             "type": "job",
-            "doc": {**_snapshot(doc), "attempt": self.claim.attempt, "result": {"status": "new"}},
+            "doc": {**requests.snapshot(doc), "attempt": self.claim.attempt, "result": {"status": "new"}},
             "attempt": self.claim.attempt,
             "scratch": str(child.scratch),
             "workdir": self._workdir(),
@@ -145,16 +123,16 @@ class TrialRun:
             waits = [wait for wait in (until_report, watch.wait_s()) if wait is not None]
             message = child.receive(min(waits, default=None))
             if message is not None and message["type"] == "result":
-                self._flush_reports()
+                self.flush_reports()
                 return message
             if message is not None and message["type"] == "report":
                 if not self.reports:
                     self.reports_due = time.monotonic() + REPORT_INTERVAL_S
                 self.reports.append(message["values"])
             elif message is not None:
-                child.send(self._answer(message))
+                child.send(requests.answer(self, message))
             if self.reports and time.monotonic() >= self.reports_due:
-                self._flush_reports()
+                self.flush_reports()
             watch.check(child)
 
     def _stop_for(self, limit: LimitExceeded) -> None:
@@ -167,114 +145,22 @@ class TrialRun:
             return
         child.kill()
         child.rest_of_output()
-        self._flush_reports()
+        self.flush_reports()
         fields = {"error": [limit.kind, str(limit)], "result": {"status": "fail"}, **self._kept(child)}
         self.slot.drop_child()
         self._deliver(JobState.ERROR, fields)
 
-    def _flush_reports(self) -> None:
+    def flush_reports(self) -> None:
         reports, self.reports = self.reports, []
         if reports:
-            self._send(lambda: self.farm.store.add_reports(self.claim, reports))
-
-    def _answer(self, message: Message) -> Message:
-        """Carry out one request of the child; an error goes back to it as a sentence."""
-        try:
-            return {"value": self._handle(message)}
-        except LeaseLost:
-            raise
-        except (HyperfarmError, OSError) as error:
-            return {"error": str(error)}
-
-    def _handle(self, message: Message) -> Any:
-        kind, blobs, claim = message["type"], self.farm.blobs, self.claim
-        if kind == "save":
-            path = Path(message["path"])
-            ref = self._send(lambda: blobs.put_for(claim, path, message["name"], message["kind"]))
-            self._replace_artifact(ref)
-        elif kind == "attach":
-            name, blob = self._send(lambda: blobs.put_attachment(claim, message["name"], message["data"]))
-            self.attachments[name] = blob
-        elif kind == "attached":
-            blob = self.attachments.get(message["name"])
-            if blob is None:
-                return None
-            name = message["name"]
-            return self._send(lambda: blobs.read_attachment({"_attachments": [[name, blob]]}, name))
-        elif kind == "attachments":
-            return list(self.attachments)
-        elif kind == "detach":
-            self.attachments.pop(message["name"], None)
-        elif kind == "keep checkpoint":
-            self._keep_checkpoint(Path(message["path"]))
-        elif kind == "last checkpoint":
-            return self._last_checkpoint()
-        elif kind == "trials":
-            rows = self._send(lambda: self.farm.store.job_rows(claim.exp_key, SNAPSHOT))
-            return [_snapshot(row) for row in rows]
-        elif kind == "new tids":
-            return self._send(lambda: self.farm.store.new_tids(message["count"]))
-        elif kind == "inject":
-            docs = [{name: doc.get(name) for name in SNAPSHOT} for doc in message["docs"]]
-            self._send(lambda: self.farm.store.inject(claim, docs))
-        elif kind == "checkpoint":
-            stored = self._send(lambda: blobs.externalise(message["result"], claim))
-            self.blobs_made += blob_ids(stored)
-            self._send(lambda: self.farm.store.checkpoint(claim, encode_keys(stored)))
-        return None
-
-    def _keep_checkpoint(self, path: Path) -> None:
-        """Upload, commit, and only then delete the one before: there is always a whole one to resume from."""
-        blobs, claim, before = self.farm.blobs, self.claim, self.checkpoint
-        self._flush_reports()  # What was told before the checkpoint must not be lost when it is resumed.
-        ref = self._send(lambda: blobs.put_for(claim, path, "checkpoint", "checkpoint"))
-        self.blobs_made.append(ref["blob"])
-        ref["signature"] = sign_checkpoint(settings.farm_secret(), ref["sha256"], claim.exp_key, claim.tid)
-        self._send(lambda: self.farm.store.keep_checkpoint(claim, ref))
-        # From here on it belongs to the job, whatever becomes of this attempt.
-        self.blobs_made.remove(ref["blob"])
-        self.checkpoint = ref
-        if before is not None:
-            self._send(lambda: blobs.delete([before["blob"]]))
-
-    def _last_checkpoint(self) -> str | None:
-        """Fetch the checkpoint to a file for the child. One that cannot be read any more is passed over."""
-        ref, child = self.checkpoint, self.slot.child
-        if ref is None or child is None:
-            return None
-        if not is_signed_checkpoint(settings.farm_secret(), ref, self.claim.exp_key, self.claim.tid):
-            where = f"trial {self.claim.tid} of {self.claim.exp_key}"
-            log.warning(
-                "%s begins anew: its checkpoint was not made by a worker with this farm's secret", where
-            )
-            return None
-        path = child.scratch / f"checkpoint-{ref['blob']}"
-        try:
-            if not path.exists():
-                self._send(lambda: self.farm.blobs.save(ref, path))
-        except (DatabaseUnavailable, OutcomeUnknown):
-            raise
-        except UsageError as error:
-            raise DiskFull(str(error)) from error
-        except DatabaseError as error:
-            log.warning("trial %d of %s begins anew: %s", self.claim.tid, self.claim.exp_key, error)
-            return None
-        self.files_made.append(path)
-        return str(path)
-
-    def _replace_artifact(self, ref: dict[str, Any]) -> None:
-        before = self.artifacts.get(ref["name"])
-        self.artifacts[ref["name"]] = ref
-        self.blobs_made.append(ref["blob"])
-        if before is not None:
-            self._send(lambda: self.farm.blobs.delete([before["blob"]]))
+            self.send(lambda: self.farm.store.add_reports(self.claim, reports))
 
     def _finish(self, answer: Message, child: ChildProcess) -> None:
         fields: dict[str, Any] = {"duration": answer["duration_s"], **self._kept(child)}
         if "result" in answer:
             state = JobState.DONE
             blobs, claim = self.farm.blobs, self.claim
-            stored = self._send(lambda: blobs.externalise(answer["result"], claim))
+            stored = self.send(lambda: blobs.externalise(answer["result"], claim))
             self.blobs_made += blob_ids(stored)
             fields["result"] = encode_keys(stored)
             if answer["notes"]:
@@ -305,15 +191,15 @@ class TrialRun:
         dropped = [one["blob"] for one in self.artifacts.values() if one["blob"] not in kept]
         exp_key = self.claim.exp_key
         try:
-            pruned = self._send(lambda: self.farm.store.prune_models(exp_key, keep)) if kept else []
-            self._send(lambda: self.farm.blobs.delete([*dropped, *pruned]))
+            pruned = self.send(lambda: self.farm.store.prune_models(exp_key, keep)) if kept else []
+            self.send(lambda: self.farm.blobs.delete([*dropped, *pruned]))
         except DatabaseError as error:
             log.warning("models of %s that are not among the best remain for now: %s", exp_key, error)
 
     def _deliver(self, state: JobState, fields: dict[str, Any]) -> None:
         self._keep_no_useless_model(fields)
         try:
-            self._send(lambda: self.farm.store.finish(self.claim, state, fields))
+            self.send(lambda: self.farm.store.finish(self.claim, state, fields))
         except (DatabaseUnavailable, OutcomeUnknown):
             raise
         except DatabaseError as error:
@@ -321,7 +207,7 @@ class TrialRun:
             state = JobState.ERROR
             fields = {"error": ["ResultNotStored", str(error)], "result": {"status": "fail"}}
             self.discard()
-            self._send(lambda: self.farm.store.finish(self.claim, state, fields))
+            self.send(lambda: self.farm.store.finish(self.claim, state, fields))
         self._prune_models(fields)
         if self.checkpoint is not None:
             self._forget(self.checkpoint["blob"])
@@ -354,7 +240,7 @@ class TrialRun:
         return kept
 
     def _store_log(self, text: bytes) -> dict[str, Any]:
-        ref: dict[str, Any] = self._send(lambda: self.farm.blobs.put_for(self.claim, text, "log", "log"))
+        ref: dict[str, Any] = self.send(lambda: self.farm.blobs.put_for(self.claim, text, "log", "log"))
         self.blobs_made.append(ref["blob"])
         return ref
 
@@ -399,7 +285,7 @@ class TrialRun:
         """Record that this attempt ended without a result; the job is tried again while attempts remain."""
         self.discard()
         fields = {"log": self._store_log(output)} if output else {}
-        event = self._send(lambda: self.farm.store.end_attempt(self.claim, reason, fields))
+        event = self.send(lambda: self.farm.store.end_attempt(self.claim, reason, fields))
         if event is None:
             self.discard()
             return
@@ -410,7 +296,7 @@ class TrialRun:
 
     def _give_back(self, reason: str) -> None:
         self.slot.drop_child()
-        self._send(lambda: self.farm.store.release(self.claim, reason))
+        self.send(lambda: self.farm.store.release(self.claim, reason))
         self.discard()
 
     def discard(self) -> None:
@@ -426,6 +312,6 @@ class TrialRun:
         for path in self.files_made:
             path.unlink(missing_ok=True)
 
-    def _send(self, call: Any) -> Any:
+    def send(self, call: Any) -> Any:
         """Write to the database, waiting for it while it is away."""
         return patiently(call, patience_s=self.farm.options.patience_s, stop=lambda: self.farm.out_of_time)
