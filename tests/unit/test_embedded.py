@@ -26,12 +26,13 @@ from hyperfarm.errors import EmbeddedError
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 USER = """
-import sys
+import select, sys
 from hyperfarm import embedded
 with embedded.running() as url:
     try:
         print(url, embedded.status().pid, flush=True)
-        sys.stdin.read()
+        while not select.select([sys.stdin], [], [], 0.1)[0]:
+            continue  # A signal just before a system call without a time limit would be noticed only after it.
     except KeyboardInterrupt:
         from pymongo import MongoClient
         with MongoClient(url, serverSelectionTimeoutMS=5000) as client:
