@@ -74,7 +74,11 @@ def normalise_url(url: str) -> tuple[str, str]:
         parsed = parse_uri(f"mongodb://{rest}", warn=False) if scheme == "mongodb" else {}
         database = parsed.get("database") or urlsplit(f"x://{rest}").path.lstrip("/") or DEFAULT_DATABASE
     except OSError as error:
-        reason = f"{error.strerror}: {error.filename}" if error.strerror else str(error).removesuffix(": None")
+        reason = (
+            f"{error.strerror}: {error.filename}"
+            if error.strerror
+            else hide_password(str(error)).removesuffix(": None")
+        )
         raise SettingsError(f"{shown!r} names a file that cannot be read: {reason}") from None
     except (errors.PyMongoError, ValueError) as error:
         raise SettingsError(
