@@ -6,7 +6,7 @@ store.py holds those that write, and what a worker or controller needs to know b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from bson import MinKey
@@ -148,6 +148,15 @@ class JobQueries:
         with translated("counting jobs"):
             query = {**_scope(exp_key), "state": {"$in": [int(state) for state in states]}}
             return self.jobs.count_documents(query)
+
+    def changed_lately(self, exp_key: str | None, within_s: float) -> bool:
+        """True when a job of exactly this exp_key has changed within these seconds; index `view`."""
+        with translated("looking at an experiment"):
+            since = self.now() - timedelta(seconds=within_s)
+            return (
+                self.jobs.find_one({"exp_key": exp_key, "refresh_time": {"$gte": since}}, {"_id": 1})
+                is not None
+            )
 
     def count_all(self) -> int:
         """How many jobs the database holds."""

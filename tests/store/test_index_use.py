@@ -92,6 +92,7 @@ STATEMENTS: dict[str, tuple[Callable[[Store], Any], set[str]]] = {
     "unpark": (lambda s: s.unpark(60), {"queue"}),
     "take_back": (lambda s: s.take_back([ObjectId()], 9), {"_id_"}),
     "adopt": (lambda s: s.adopt(KEY), {"jobs"}),
+    "changed_lately": (lambda s: s.changed_lately(KEY, 5), {"jobs"}),
     "remove_jobs": (lambda s: s.remove_jobs("other"), {"jobs", "trial"}),
     "new_tids": (lambda s: s.new_tids(3), {"counter"}),
     "the recipe's query": (
