@@ -9,8 +9,8 @@ has no logarithm.
 A sampler is made anew for each suggestion, with the suggestion's seed, on a study in memory that mirrors the trials:
 so a point is a function of seed and history, as far as the sampler keeps nothing in the study itself (and but for
 qnormal and qlognormal, which the study knows before they are rounded if it has suggested them). CmaEsSampler and
-the genetic ones do: a controller that is started again gives them all trials, but they begin their generations anew. QMCSampler counts in the study where it is in its sequence, and is moved on past points that
-are there.
+the genetic ones do: a controller that is started again gives them all trials, but they begin their generations
+anew. QMCSampler counts in the study where it is in its sequence; it is moved on past points that are there.
 
 A trial that failed, was pruned or has no usable loss is pruned in the study: TPESampler takes it for a bad one, the
 others ignore it. One that runs is running there too, so that the constant liar sees it.
