@@ -234,21 +234,25 @@ class _Progress:
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self._known: dict[int, tuple[JobDoc, int | None]] = {}
+        self._known: dict[int, JobDoc] = {}
+        self._index_of: dict[int, int | None] = {}
         self._taken: Counter[int] = Counter()
         self._low_water = 0
 
     def update(self, docs: list[JobDoc]) -> None:
-        there = {doc["tid"]: doc for doc in docs if doc["state"] != JobState.CANCELLED}
-        known = self._known
-        for tid in [tid for tid, (doc, _) in known.items() if there.get(tid) is not doc]:
-            self._free(known.pop(tid)[1])
-        if len(there) > len(known):
-            for tid in there.keys() - known.keys():
-                index = self._index(there[tid])
-                known[tid] = (there[tid], index)
-                if index is not None:
-                    self._taken[index] += 1
+        cancelled, known = int(JobState.CANCELLED), self._known
+        there = [doc for doc in docs if doc["state"] != cancelled]
+        fresh = [doc for doc in there if known.get(doc["tid"]) is not doc]
+        if len(there) - len(fresh) < len(known):  # Some have changed, or are gone.
+            current = {doc["tid"]: doc for doc in there}
+            for tid in [tid for tid, doc in known.items() if current.get(tid) is not doc]:
+                del known[tid]
+                self._free(self._index_of.pop(tid))
+        for doc in fresh:
+            index = self._index(doc)
+            known[doc["tid"]], self._index_of[doc["tid"]] = doc, index
+            if index is not None:
+                self._taken[index] += 1
 
     def _free(self, index: int | None) -> None:
         if index is not None:
