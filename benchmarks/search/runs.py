@@ -82,6 +82,19 @@ def wanted(
                     yield Key(seed=seed, running=at_once, problem=problem, algorithm=algorithm)
 
 
+def forget(keys: Sequence[Key], folder: Path) -> None:
+    """Take these runs out of the folder's files, so that they are done again."""
+    unwanted = set(keys)
+    for algorithm in {key.algorithm for key in keys}:
+        path = path_of(folder, algorithm)
+        if path.exists():
+            lines = path.read_text().splitlines()
+            kept = [
+                line for line in lines if (done := _parsed(line)) is not None and done.key not in unwanted
+            ]
+            path.write_text("".join(f"{line}\n" for line in kept))
+
+
 def do(keys: Sequence[Key], *, evals: int, processes: int, folder: Path) -> int:
     """Do those runs that the folder lacks; return how many there were."""
     folder.mkdir(parents=True, exist_ok=True)

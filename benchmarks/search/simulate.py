@@ -54,7 +54,7 @@ class OfHyperopt:
 
         self.trials = Trials()
         self._suggest, self._seed = suggest, seed
-        self._domain = Domain(_never_called, space)
+        self._domain = Domain(never_called, space)
         self._tree = spaces.compiled(space)
 
     def ask(self, number: int) -> tuple[Any, Point]:
@@ -82,7 +82,8 @@ def add(trials: Any, doc: dict[str, Any]) -> None:
     trials._ids.add(doc["tid"])
 
 
-def _never_called(_: Any) -> float:
+def never_called(_: Any) -> float:
+    """The objective of a Domain whose points are evaluated elsewhere."""
     raise AssertionError("the benchmark evaluates points itself")
 
 
@@ -176,7 +177,14 @@ def run(
     algorithm: str, problem: Problem, *, running: int, seed: int, evals: int, budgets: Sequence[int] = BUDGETS
 ) -> Run:
     """Simulate one search of `evals` trials."""
-    warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna's, of what it calls experimental.
+        return _run(algorithm, problem, running, seed, evals, budgets)
+
+
+def _run(
+    algorithm: str, problem: Problem, running: int, seed: int, evals: int, budgets: Sequence[int]
+) -> Run:
     started = time.process_time()
     search = searcher(algorithm, problem.space, seed)
     durations = np.random.default_rng([seed, _DURATIONS]).uniform(0.5, 1.5, evals)
