@@ -70,7 +70,7 @@ def problems() -> list[Problem]:
         ),
         _conditional(),
         _nested(),
-        *([real.problem("dev")] if real.has_table("dev") else []),
+        real.problem("dev"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Make the tables of the two real problems: `python -m benchmarks.search.make_tables` (some minutes, once).
+"""Make the tables of the two real problems: `python -m benchmarks.search.make_tables` (ten minutes of CPU, once).
 
 Losses are means over three stratified folds. digits (500 of its images): the share of wrong answers.
 breast_cancer (400 of its rows): 1 - the area under the ROC curve. Features are standardised on the training
@@ -161,7 +161,7 @@ def main() -> None:
         for data_set in SAMPLES:
             found = {model: jobs[data_set, model].result() for model in MODELS}
             path = real.FOLDER / f"{data_set}.npz"
-            np.savez_compressed(path, allow_pickle=False, **found)
+            np.savez_compressed(path, **found)
             size, took = sum(losses.size for losses in found.values()), time.monotonic() - started
             print(f"{path.name}: {size} configurations, {path.stat().st_size} bytes, after {took:.0f} s")
             for model, losses in found.items():

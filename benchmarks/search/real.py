@@ -92,11 +92,6 @@ def tables(data_set: str) -> dict[str, NDArray[np.float64]]:
         return {name: stored[name].astype(np.float64).reshape(shape) for name, shape in shapes.items()}
 
 
-def has_table(half: str) -> bool:
-    """Whether the half's table has been made."""
-    return (FOLDER / f"{DATA_SETS[half]}.npz").exists()
-
-
 def problem(half: str) -> Problem:
     """The half's real problem."""
     data_set = DATA_SETS[half]

@@ -68,7 +68,7 @@ def problems() -> list[Problem]:
         ),
         _conditional(),
         _nested(),
-        *([real.problem("report")] if real.has_table("report") else []),
+        real.problem("report"),
     ]
 
 
