@@ -89,7 +89,7 @@ def log_prior(column: Column, values: Rows) -> Rows:
     if column.is_bounded:
         return np.zeros(len(values))
     latent = column.to_latent(values)
-    return -0.5 * latent**2 - 0.5 * np.log(2 * np.pi)
+    return np.asarray(-0.5 * latent**2 - 0.5 * np.log(2 * np.pi))
 
 
 def _between(low: Rows, high: Rows) -> Rows:
@@ -168,7 +168,8 @@ class _Options:
         """One value from the kernel around each centre."""
         sums = np.cumsum(self._chances[centres.astype(np.intp)], axis=1)
         draws = rng.uniform(size=len(centres)) * sums[:, -1]
-        return np.minimum((sums <= draws[:, None]).sum(1), sums.shape[1] - 1).astype(float)
+        options = np.minimum((sums <= draws[:, None]).sum(1), sums.shape[1] - 1)
+        return np.asarray(options, dtype=float)
 
 
 class _Normal:
