@@ -193,11 +193,11 @@ def test_atpe_repeats_itself_and_leaves_the_global_generators_alone(domain: Doma
     pytest.importorskip("lightgbm")
     first = searched("rand", domain, 16)
     resolve("atpe")  # Importing lightgbm draws from them.
-    random.seed(5)
-    np.random.seed(6)
-    before = (random.getstate(), np.random.get_state()[1].tolist())
     second = searched("rand", domain, 16)
-    for trials in (first, second):
+    for number, trials in enumerate((first, second)):
+        random.seed(number)
+        np.random.seed(number)
+        before = (random.getstate(), np.random.get_state()[1].tolist())
         searched("atpe", domain, 19, trials)
         assert before == (random.getstate(), np.random.get_state()[1].tolist())
     assert vals(first) == vals(second)
