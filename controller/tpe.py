@@ -12,6 +12,7 @@ import weakref
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hyperfarm.controller.candidates import near
 from hyperfarm.controller.gaussian_process import Belief, Process, embed, fit
@@ -28,6 +29,8 @@ PROCESS_TRIALS = 300
 """Up to so many trials, running ones included, the Gaussian process chooses: its cost grows with their cube."""
 PROCESS_COLUMNS = 60
 """In spaces with more parameters it never does."""
+FITTED_TRIALS = 100
+"""Its lengthscales are fitted to at most so many trials."""
 SPREAD_CANDIDATES = 50
 GOOD_SHARE = 0.1
 MOST_GOOD = 25
@@ -94,7 +97,28 @@ def _spread(history: History, running: Rows, rng: np.random.Generator) -> Rows:
 
 # ---- few trials: a Gaussian process ----------------------------------------------------------------
 
-_processes: weakref.WeakKeyDictionary[History, tuple[Rows, Process]] = weakref.WeakKeyDictionary()
+_processes: weakref.WeakKeyDictionary[History, tuple[bytes, Process]] = weakref.WeakKeyDictionary()
+
+
+def _process(history: History, points: Rows, owners: NDArray[np.intp], targets: Rows) -> Process:
+    """The process fitted to the first finished trials: refitted whenever there are a tenth more of them.
+
+    Of more than FITTED_TRIALS: to the better half of so many, and to others evenly spaced in the order of losses.
+    """
+    count = following = N_STARTUP
+    while following <= len(targets):
+        count, following = following, following + max(1, following // 10)
+    key = history.tids[:count].tobytes()
+    known = _processes.get(history)
+    if known is None or known[0] != key:
+        order = np.argsort(targets[:count], kind="stable")
+        if count > FITTED_TRIALS:
+            half = FITTED_TRIALS // 2
+            spaced = np.linspace(half, count - 1, FITTED_TRIALS - half).astype(int)
+            order = np.concatenate([order[:half], order[spaced]])
+        known = (key, fit(points[order], owners, targets[order]))
+        _processes[history] = known
+    return known[1]
 
 
 def _by_process(history: History, running: Rows, rng: np.random.Generator) -> Rows:
@@ -102,11 +126,8 @@ def _by_process(history: History, running: Rows, rng: np.random.Generator) -> Ro
     space, rows = history.space, history.rows
     points, owners = embed(space, rows)
     targets = _standardized(history.losses)
-    fitted = _processes.get(history)
-    if fitted is None or fitted[0] is not rows:
-        fitted = (rows, fit(points, owners, targets))
-        _processes[history] = fitted
-    belief = Belief(fitted[1], points, targets, embed(space, running)[0])
+    process = _process(history, points, owners, targets)
+    belief = Belief(process, points, targets, embed(space, running)[0])
     best = np.argsort(history.losses, kind="stable")[:PARENTS]
     parents = rows[rng.choice(best, NEAR_CANDIDATES)]
     steps = 10 ** rng.uniform(-2.5, -0.3, NEAR_CANDIDATES)
