@@ -178,11 +178,13 @@ def enqueue(exp_key: str, points: tuple[str, ...], mongo: str | None, extend: bo
       hyperfarm enqueue optimise_task @points.json
     """
     from hyperfarm.controller.enqueue import enqueue as put
+    from hyperfarm.controller.known_space import read
     from hyperfarm.controller.points import read_points
 
     found = [point for text in points for point in read_points(text)]
     with open_store(mongo) as store:
         docs = put(store, exp_key, found, extend=extend)
+        experiment = store.experiment(exp_key) or {}
     rows = [
         {
             "trial": doc["tid"],
@@ -193,8 +195,9 @@ def enqueue(exp_key: str, points: tuple[str, ...], mongo: str | None, extend: bo
     if as_json:
         click.echo(json.dumps(rows))
         return
+    known = read(experiment.get("columns") or [])
     for row in rows:
-        values = ", ".join(f"{label}={value}" for label, value in row["point"].items())
+        values = ", ".join(known.shown(label, value) for label, value in row["point"].items())
         click.echo(f"{exp_key}: trial {row['trial']} queued: {values}")
 
 

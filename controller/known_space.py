@@ -42,6 +42,12 @@ class KnownSpace:
             self.space.row({label: self._index(label, value) for label, value in point.items()})
         )
 
+    def shown(self, label: str, value: float) -> str:
+        """A value for people: of a choice, the option itself beside its index, if it is plain."""
+        options = self.options.get(label, ())
+        option = options[int(value)] if options else None
+        return f"{label}={value}" if option is None else f"{label}={value} ({option!r})"
+
     def _index(self, label: str, value: Any) -> Any:
         options = self.options.get(label, ())
         if _is_number(value) and any(_is_number(one) and one in range(len(options)) for one in options):

@@ -37,7 +37,8 @@ class Limits:
     """When a search stops before its budget is used up, and how much of it goes on at once.
 
     `timeout_s` counts from the start of `run`; `max_evals` is a number of finished trials below the budget;
-    `early_stop_fn` see EarlyStop; at most `max_concurrent` trials wait or run (None: as many as there are slots);
+    `early_stop_fn` see EarlyStop; at most `max_concurrent` trials wait or run (None: as many as there are slots).
+    Points that people put into the queue do not wait for that, and two controllers may pass it for a moment.
     `patience_s` is how long it waits for a MongoDB that is away.
     """
 

@@ -107,7 +107,7 @@ def test_points_wait_for_workers_when_no_controller_runs(
     refused = hyperfarm("enqueue", "k", '{"x": 1, "act": 0}', "--mongo", mongo_url, check=False)
     assert (refused.returncode, "--extend" in refused.stderr) == (2, True)
     put = hyperfarm("enqueue", "k", '{"x": 1.5, "act": "tanh"}', "--extend", "--mongo", mongo_url)
-    assert "queued: act=1, x=1.5" in put.stdout
+    assert "queued: act=1 ('tanh'), x=1.5" in put.stdout
     (waiting,) = [doc for doc in store.find_jobs("k") if doc["state"] == 0]
     assert waiting["limits"] == {"timeout_s": 50.0}
     with worker(mongo_url, tmp_path / "w"):

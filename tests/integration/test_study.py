@@ -257,3 +257,22 @@ def test_a_cancelled_study_says_so(opened: Any, mongo_url: str, store: Store) ->
     with pytest.raises(LeaseLost):
         study.tell(trial, 1.0)
     assert len(list(opened(max_evals=4))) == 4, "a cancelled trial frees its slot"
+
+
+def test_points_queued_by_hand_are_asked_next_and_other_searches_are_evidence(
+    opened: Any, mongo_url: str, store: Store
+) -> None:
+    minimize(lambda p: p["x"] ** 2, SPACE, max_evals=5, exp_key="s", mongo=mongo_url, workers=1, algo="rand",
+             progress=False)  # fmt: skip
+    seen = []
+
+    def watching(new_ids: Any, domain: Any, trials: Any, seed: int) -> Any:
+        seen.append(len(trials.trials))
+        return rand.suggest(new_ids, domain, trials, seed)
+
+    study = opened(max_evals=3, algo=watching, warm_start="s", points_to_evaluate=[{"x": 1.0, "c": "flat"}])
+    hyperfarm("enqueue", "lab", '{"x": 2.5, "c": 1, "n": 3}', "--mongo", mongo_url)
+    asked = [trial.params for trial in study]
+    assert asked[:2] == [{"x": 2.5, "c": {"n": 3.0}}, {"x": 1.0, "c": "flat"}]
+    assert seen == [5 + 2]
+    assert store.waiting().exp_keys == []
