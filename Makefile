@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SEED    ?= 1
 MINUTES ?= 3
 
-.PHONY: demo test lint check bench chaos clean
+.PHONY: demo test lint check bench bench-search chaos clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python examples/keras_digits.py --dataset $(DATASET)
@@ -28,6 +28,11 @@ check: lint test
 
 bench: $(VENV)/.dev-ready
 	$(BIN)/python -m benchmarks
+
+bench-search: $(VENV)/.dev-ready
+	$(BIN)/python -m benchmarks.search run
+	$(BIN)/python -m benchmarks.search cost
+	$(BIN)/python -m benchmarks.search report
 
 chaos: $(VENV)/.dev-ready
 	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES) --out chaos-out

@@ -1,4 +1,4 @@
-"""Search algorithms by name, by `module:function`, or as functions with hyperopt's signature.
+"""Search algorithms by name (`grid:N`, `optuna:NAME`, `module:function` too), or as functions like hyperopt's.
 
 suggest(new_ids, domain, trials, seed) -> list of trial documents
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hyperfarm.controller.checking import Checked
 from hyperfarm.errors import UsageError
 from hyperfarm.jobs import JobDoc
 
@@ -39,7 +40,41 @@ def _anneal() -> Suggest:
     return anneal.suggest  # type: ignore[no-any-return]
 
 
-NAMES: dict[str, Callable[[], Suggest]] = {"tpe": _tpe, "rand": _rand, "anneal": _anneal}
+def _grid() -> Suggest:
+    from hyperfarm.controller.grid import GridSearch
+
+    return GridSearch()
+
+
+def _atpe() -> Suggest:
+    from hyperfarm.controller.atpe import check_installed, suggest
+
+    check_installed()
+    return suggest
+
+
+NAMES: dict[str, Callable[[], Suggest]] = {
+    "tpe": _tpe,
+    "rand": _rand,
+    "anneal": _anneal,
+    "grid": _grid,
+    "atpe": _atpe,
+}
+OTHERS = ("grid:N", "optuna:NAME", "module:function")
+
+
+def checked(algo: str | Suggest | None) -> Checked:
+    """The algorithm that `resolve` finds, with everything it returns looked at."""
+    return Checked(*resolve(algo))
+
+
+def with_grid_points(algo: str | Suggest | None, points: int | None) -> str | Suggest | None:
+    """The algorithm with N values for each continuous parameter. Raises UsageError if it is not the grid."""
+    if points is None:
+        return algo
+    if algo != "grid":
+        raise UsageError(f"--grid-points (grid_points) is for the algorithm grid, not for {algo!r}")
+    return f"grid:{points}"
 
 
 def resolve(algo: str | Suggest | None) -> tuple[str, Suggest]:
@@ -53,14 +88,34 @@ def resolve(algo: str | Suggest | None) -> tuple[str, Suggest]:
     if isinstance(algo, str):
         if algo in NAMES:
             return algo, NAMES[algo]()
-        if ":" in algo:
+        kind, colon, rest = algo.partition(":")
+        if colon and kind in _WITH_ARGUMENT:
+            return algo, _WITH_ARGUMENT[kind](rest)
+        if colon:
             return algo, _imported(algo)
         near = difflib.get_close_matches(algo, NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}, and module:function"
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*NAMES, *OTHERS])}"
         raise UsageError(f"no search algorithm is called {algo!r}; {hint}")
     if not callable(algo):
         raise UsageError(f"algo must be a name or a function like hyperopt's tpe.suggest, not {algo!r}")
     return _name_of(algo), _aware_of_running(algo)
+
+
+def _grid_with(points: str) -> Suggest:
+    from hyperfarm.controller.grid import GridSearch
+
+    if not points.isdecimal() or int(points) < 1:
+        raise UsageError(f"grid:{points} is no algorithm; say grid:N with a number of points, 1 or more")
+    return GridSearch(points=int(points))
+
+
+def _optuna(name: str) -> Suggest:
+    from hyperfarm.controller.optuna_algo import OptunaSearch
+
+    return OptunaSearch(name)
+
+
+_WITH_ARGUMENT: dict[str, Callable[[str], Suggest]] = {"grid": _grid_with, "optuna": _optuna}
 
 
 def _imported(name: str) -> Suggest:

@@ -24,6 +24,7 @@ from hyperfarm.errors import UsageError
 from hyperfarm.jobs import DEFAULT_MAX_ATTEMPTS, TrialLimits
 
 if TYPE_CHECKING:
+    from hyperfarm.controller.checking import Checked
     from hyperfarm.trials import MongoTrials
 
 EXIT_INTERRUPTED = 130
@@ -34,9 +35,12 @@ DEFAULT_MAX_EVALS = 20
 @click.argument("target", metavar="FILE.py|module:function")
 @mongo_option
 @click.option("--exp-key", default=None, help="Name of the experiment (default: the file's name).")
-@click.option("--algo", default="tpe", show_default=True, help="tpe, rand, anneal, or module:function.")
+@click.option("--algo", default="tpe", show_default=True,
+              help="tpe, rand, anneal, grid, atpe, optuna:NAME (Optuna's samplers), or module:function.")  # fmt: skip
+@click.option("--grid-points", type=int, default=None,
+              help="With grid: number of values of a continuous parameter.")  # fmt: skip
 @click.option("--max-evals", type=int, default=None,
-              help="Number of trials (default: 20, or what the experiment has).")  # fmt: skip
+              help="Number of trials (default: 20, the whole grid, or what the experiment has).")  # fmt: skip
 @click.option("--timeout", type=float, default=None, help="Stop after this many seconds.")
 @click.option("--loss-threshold", type=float, default=None, help="Stop at a loss this low.")
 @click.option("--no-progress", metavar="N", type=click.IntRange(1), default=None,
@@ -65,6 +69,7 @@ def run(
     mongo: str | None,
     exp_key: str | None,
     algo: str,
+    grid_points: int | None,
     max_evals: int | None,
     timeout: float | None,
     loss_threshold: float | None,
@@ -120,7 +125,8 @@ def run(
     )
     if max_evals is not None and max_evals < 1:
         raise UsageError(f"--max-evals is {max_evals}; it must be 1 or more")
-    algorithms.resolve(algo)
+    wanted = algorithms.with_grid_points(algo, grid_points)
+    algorithm = algorithms.checked(wanted)
     found = objectives.find(target)
     slots = workers if workers is not None else int(settings.mongo_url(mongo) is None)
     with database_url(mongo) as url:
@@ -128,8 +134,8 @@ def run(
         job = Job(
             fn=found.fn,
             space=found.space,
-            algo=algo,
-            max_evals=max_evals or _default_budget(trials),
+            algo=wanted,
+            max_evals=max_evals or _default_budget(trials, algorithm, found.space),
             seed=seed,
             extend=extend,
             replace_code=replace_code,
@@ -154,9 +160,11 @@ def _no_progress(count: int | None) -> Callable[..., Any] | None:
     return None if count is None else no_progress_loss(count)
 
 
-def _default_budget(trials: MongoTrials) -> int:
+def _default_budget(trials: MongoTrials, algorithm: Checked, space: Any) -> int:
     known = trials.store.experiment(trials.exp_key)
-    return int(known["max_evals"]) if known else DEFAULT_MAX_EVALS
+    if known:
+        return int(known["max_evals"])
+    return algorithm.budget(space) or DEFAULT_MAX_EVALS
 
 
 @click.command()

@@ -40,6 +40,7 @@ class History:
         self.rows: Rows = np.empty((0, width))
         self.losses: Rows = np.empty(0)
         self.running: Rows = np.empty((0, width))
+        self._keys: set[bytes] = set()
         self._finished: dict[int, JobDoc] = {}
         self._open: dict[int, tuple[JobDoc, Rows | None]] = {}
 
@@ -81,10 +82,15 @@ class History:
         tids, rows, losses = zip(*found, strict=True)
         self.tids = np.concatenate([self.tids, np.array(tids, dtype=np.int64)])
         self.rows = np.concatenate([self.rows, np.array(rows)])
+        self._keys.update(row.tobytes() for row in rows)
         self.losses = np.concatenate([self.losses, np.array(losses)])
         if np.any(np.diff(self.tids) < 0):
             order = np.argsort(self.tids, kind="stable")
             self.tids, self.rows, self.losses = self.tids[order], self.rows[order], self.losses[order]
+
+    def holds(self, row: Rows) -> bool:
+        """True when a finished trial has tried this row (columns,)."""
+        return row.tobytes() in self._keys
 
     def _row(self, doc: JobDoc) -> Rows | None:
         point = {label: values[0] for label, values in doc["misc"]["vals"].items() if len(values)}

@@ -109,8 +109,9 @@ def search(
         raise UsageError("a search needs an experiment: give exp_key (MongoTrials(url, exp_key=...))")
     if workers < 0:
         raise UsageError(f"workers is {workers}; it must be 0 or more")
-    algo_name, algo = algorithms.resolve(job.algo)
+    algo = algorithms.checked(job.algo)
     domain = make_domain(job)
+    algo.prepare(domain)
     points = points_of_space(job.points, job.space)
     packed = bundle.pack(
         job.fn,
@@ -123,7 +124,7 @@ def search(
         exp_key=exp_key,
         bundle=packed,
         space=job.space,
-        algo=algo_name,
+        algo=algo.name,
         max_evals=job.max_evals,
         trial_limits=job.trial_limits,
         points=len(points),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -69,12 +69,22 @@ class Column:
         """Values are Python ints in a trial's document: choices and randint."""
         return self.distribution in ("categorical", "randint")
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and the highest value of a bounded kind, before a quantised one is rounded."""
+        return (math.exp(self.low), math.exp(self.high)) if self.is_log else (self.low, self.high)
+
+    @cached_property
+    def options(self) -> tuple[int, ...]:
+        """The options of a choice that are ever drawn: those with a probability above 0."""
+        return tuple(option for option, p in enumerate(self.probabilities) if p > 0)
+
     @cached_property
     def steps(self) -> tuple[int, int] | None:
         """(First, last) k of a bounded quantised kind's values k * q; None for all others."""
         if self.q is None or not self.is_bounded:
             return None
-        low, high = (math.exp(self.low), math.exp(self.high)) if self.is_log else (self.low, self.high)
+        low, high = self.bounds
         if self.distribution == "randint":
             return int(low + 0.5), int(high - 0.5)
         return int(np.round(low / self.q)), int(np.round(high / self.q))
@@ -144,6 +154,12 @@ class Column:
         latent = rng.uniform(size=size) if self.is_bounded else rng.standard_normal(size)
         return self.from_latent(latent)
 
+    def is_active_in(self, row: Sequence[float]) -> bool:
+        """Whether it is active in one row, of which the columns before it are there."""
+        return self.conditions == ALWAYS or any(
+            all(row[parent] == option for parent, option in conjunction) for conjunction in self.conditions
+        )
+
     def check(self, value: Any) -> float:
         """Return the value as a float. Raises OutsideSpace with the reason."""
         if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
@@ -155,7 +171,7 @@ class Column:
 
     def _holds(self, number: float) -> bool:
         slack = _TOLERANCE * max(1.0, abs(number))
-        if self.q is not None and abs(np.round(number / self.q) * self.q - number) > slack:
+        if self.q is not None and abs(round(number / self.q) * self.q - number) > slack:
             return False
         if self.is_categorical:
             return number.is_integer() and 0 <= number < len(self.probabilities)
@@ -180,7 +196,7 @@ class Column:
             step = "a whole number" if self.q == 1 else f"a multiple of {self.q:g}"
             return f"{step} from {self.steps[0] * self.q:g} to {self.steps[1] * self.q:g}"
         if self.is_bounded:
-            low, high = (math.exp(self.low), math.exp(self.high)) if self.is_log else (self.low, self.high)
+            low, high = self.bounds
             return f"a number from {low:g} to {high:g}"
         multiple = "" if self.q is None else f", a multiple of {self.q:g}"
         return ("a number above 0" if self.is_log and self.q is None else "a number") + multiple
@@ -210,6 +226,13 @@ class Space:
             active |= holds
         return active
 
+    def is_possible(self, row: Rows) -> bool:
+        """False for a row (columns,) with an option of probability 0."""
+        return not any(
+            column.is_categorical and value == value and value not in column.options
+            for column, value in zip(self.columns, row.tolist(), strict=True)
+        )
+
     def sample(self, rng: np.random.Generator, size: int) -> Rows:
         """Rows drawn from the prior, (size, columns)."""
         rows = np.full((size, len(self.columns)), np.nan)
@@ -227,17 +250,15 @@ class Space:
             if label not in self.index:
                 near = difflib.get_close_matches(str(label), self.index, n=1, cutoff=0.0)
                 raise OutsideSpace(f"the space has no parameter {label!r}; the nearest is {near[0]!r}")
-        row = np.full((1, len(self.columns)), np.nan)
-        for number, column in enumerate(self.columns):
-            active = bool(self.is_active(row, number)[0])
+        row: list[float] = []  # A row alone is quicker without NumPy.
+        for column in self.columns:
+            active = column.is_active_in(row)
             if active and column.label not in point:
                 raise OutsideSpace(f"{column.label} is missing; it must be {column.described}")
             if not active and column.label in point:
                 raise OutsideSpace(f"{column.label} is given, but the options chosen do not use it")
-            if active:
-                row[0, number] = column.check(point[column.label])
-        found: Rows = row[0]
-        return found
+            row.append(column.check(point[column.label]) if active else math.nan)
+        return np.array(row)
 
     def point(self, row: Rows) -> dict[str, int | float]:
         """The active parameters of a row (columns,), as they stand in a trial's document."""

@@ -108,8 +108,9 @@ class Study:
         if not lease > 0:
             raise UsageError(f"lease is {lease}; it must be a number of seconds above 0")
         limits = TrialLimits(max_attempts=max_attempts)
-        algo_name, suggest = algorithms.resolve(algo)
+        suggest = algorithms.checked(algo)
         domain = make_domain(Job(fn=_nobody, space=space))
+        suggest.prepare(domain)
         describe(space)
         points = points_of_space(points_to_evaluate, space)
         self.space, self.exp_key, self._patience_s = space, exp_key, patience
@@ -119,7 +120,7 @@ class Study:
             exp_key=exp_key,
             bundle=None,
             space=space,
-            algo=algo_name,
+            algo=suggest.name,
             max_evals=max_evals,
             trial_limits=limits,
             points=len(points),

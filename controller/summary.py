@@ -32,7 +32,7 @@ def print_summary(trials: MongoTrials, ended: Ended, *, again: str, named: str) 
         error = failed[0].get("error")
         why = ": ".join(error) if error else "its result has status 'fail'"
         click.echo(f"no trial has succeeded; trial {failed[0]['tid']}: {why}")
-    if ended.reason is not Reason.COMPLETE:
+    if ended.reason not in (Reason.COMPLETE, Reason.EXHAUSTED):
         click.echo(f"carry it on with the same command:\n  {again}")
     click.echo("next:")
     click.echo(f"  hyperfarm show {key}{named}")

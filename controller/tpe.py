@@ -1,68 +1,155 @@
-"""hyperopt's TPE, not fooled by the trials that are still running.
+"""The farm's default algorithm: a Gaussian process while the history is short, joint Parzen densities after that.
 
-hyperopt counts running trials towards its start-up trials and towards the size of the "good" part of the
-history. With many running, early on, the good part is then filled up with trials that have no loss yet (ties
-at infinity). Here they stay what they are best at being, evidence in the "bad" density that keeps new points
-away from them, and count for neither. With nothing running the point is exactly hyperopt's.
+Both work on the columns of the space, follow its tree, and know the trials that are still running. A suggestion is a
+function of the seed and of the history alone. docs/search.md tells how it compares, and which of its parts earned
+their place by which measurement.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import weakref
 from typing import Any
 
-from hyperopt import rand, tpe
+import numpy as np
 
-from hyperfarm.jobs import JobDoc, JobState
+from hyperfarm.controller.candidates import near
+from hyperfarm.controller.gaussian_process import Belief, Process, embed, fit
+from hyperfarm.controller.grid import size, untried
+from hyperfarm.controller.history import History, history_of
+from hyperfarm.controller.parzen import Mixture
+from hyperfarm.controller.points import doc_of_point
+from hyperfarm.controller.space import Rows
+from hyperfarm.jobs import JobDoc
 
-N_STARTUP = 20
-GAMMA = 0.25
-"""hyperopt's own constants: start-up trials, factor of the good part's size."""
+N_STARTUP = 8
+"""So many trials are finished before a model chooses."""
+PROCESS_TRIALS = 300
+"""Up to so many trials, running ones included, the Gaussian process chooses: its cost grows with their cube."""
+PROCESS_COLUMNS = 60
+"""In spaces with more parameters it never does."""
+SPREAD_CANDIDATES = 50
+GOOD_SHARE = 0.1
+MOST_GOOD = 25
+"""The good part of n finished trials: min(ceil(GOOD_SHARE * n), MOST_GOOD), as in Optuna's `default_gamma`."""
+DENSITY_CANDIDATES = 24
+PARENTS = 5
+NEAR_CANDIDATES = 160
+CLIMBS = 4
+CHILDREN = 16
+"""The process looks at NEAR_CANDIDATES near the PARENTS best trials, then CLIMBS times at CHILDREN near each of the
+PARENTS best candidates, ever nearer. Looking elsewhere too was measured and is worse: with few trials in many
+dimensions the process expects most of the corners of the space, where it knows least."""
 
 
-def suggest(
-    new_ids: list[int],
-    domain: Any,
-    trials: Any,
-    seed: int,
-    prior_weight: float = 1.0,
-    n_startup_jobs: int = N_STARTUP,
-    n_EI_candidates: int = 24,
-    gamma: float = GAMMA,
-    verbose: bool = False,
-) -> list[JobDoc]:
-    """Suggest points for `new_ids`; arguments and result are those of `hyperopt.tpe.suggest`.
+def suggest(new_ids: list[int], domain: Any, trials: Any, seed: int) -> list[JobDoc]:
+    """One new trial document for each of `new_ids`; arguments and result as those of `hyperopt.tpe.suggest`.
 
-    The size of the good part is min(ceil(gamma * sqrt(n)), 25) as in hyperopt's `ap_split_trials`, with n
-    the number of trials that have a result. hyperopt computes it from all trials, N; so it is called with
-    the gamma that makes its formula give our size.
+    Raises UsageError for a space that cannot be compiled (`compile_space`).
     """
-    total = _counted(trials.trials)
-    finished = _counted(doc for doc in trials.trials if doc["state"] == JobState.DONE)
-    if finished < n_startup_jobs:
-        docs: list[JobDoc] = rand.suggest(new_ids, domain, trials, seed)
-        return docs
-    if finished < total:
-        good = math.ceil(gamma * math.sqrt(finished))
-        # The half keeps ceil() from rounding up on the last bit of a float.
-        gamma = max(good - 0.5, 0.0) / math.sqrt(total)
-    return tpe.suggest(  # type: ignore[no-any-return]
-        new_ids,
-        domain,
-        trials,
-        seed,
-        prior_weight=prior_weight,
-        n_startup_jobs=0,
-        n_EI_candidates=n_EI_candidates,
-        gamma=gamma,
-        verbose=verbose,
-    )
+    history = history_of(trials, domain)
+    rng = np.random.default_rng(seed)
+    docs: list[JobDoc] = []
+    pending = history.running
+    for tid in new_ids:
+        row = choose(history, pending, rng)
+        pending = np.concatenate([pending, row[None, :]])
+        docs.append(doc_of_point(trials, domain, tid, history.space.point(row)))
+    return docs
 
 
-def _counted(docs: Iterable[JobDoc]) -> int:
-    """How many trials hyperopt's TPE makes of these: copies count once, a loss of NaN does not count."""
-    losses = ((doc, doc["result"].get("loss")) for doc in docs)
-    return len(
-        {doc["misc"].get("from_tid", doc["tid"]) for doc, loss in losses if loss is None or loss == loss}
-    )
+def choose(history: History, running: Rows, rng: np.random.Generator) -> Rows:
+    """The next row to try, (columns,): one that nobody has tried, while there is any."""
+    finished = len(history.losses)
+    known = np.isfinite(history.losses)
+    if finished < N_STARTUP or not known.any():
+        ranked = _spread(history, running, rng)
+    elif finished + len(running) <= PROCESS_TRIALS and len(history.space.columns) <= PROCESS_COLUMNS:
+        ranked = _by_process(history, running, rng)
+    else:
+        ranked = _by_densities(history, running, rng)
+    begun = {row.tobytes() for row in running}
+    for row in ranked:
+        if not (row.tobytes() in begun or history.holds(row)):
+            found: Rows = row
+            return found
+    if size(history.space) is None:
+        row = history.space.sample(rng, 1)[0]
+        return np.asarray(row)
+    rest: Rows | None = untried(history.space, np.concatenate([history.rows, running]), rng)
+    return np.asarray(ranked[0]) if rest is None else rest
+
+
+def _spread(history: History, running: Rows, rng: np.random.Generator) -> Rows:
+    """Rows drawn from the prior, the one farthest from all others first (Mitchell 1991, best candidates)."""
+    rows = history.space.sample(rng, SPREAD_CANDIDATES)
+    others = np.concatenate([history.rows, running])
+    if not len(others):
+        return rows
+    points, _ = embed(history.space, np.concatenate([rows, others]))
+    here, there = points[: len(rows)], points[len(rows) :]
+    nearest = np.min(((here[:, None] - there[None]) ** 2).sum(-1), axis=1)
+    return rows[np.argsort(-nearest, kind="stable")]
+
+
+# ---- few trials: a Gaussian process ----------------------------------------------------------------
+
+_processes: weakref.WeakKeyDictionary[History, tuple[Rows, Process]] = weakref.WeakKeyDictionary()
+
+
+def _by_process(history: History, running: Rows, rng: np.random.Generator) -> Rows:
+    """Rows, the one with the highest expected improvement first."""
+    space, rows = history.space, history.rows
+    points, owners = embed(space, rows)
+    targets = _standardized(history.losses)
+    fitted = _processes.get(history)
+    if fitted is None or fitted[0] is not rows:
+        fitted = (rows, fit(points, owners, targets))
+        _processes[history] = fitted
+    belief = Belief(fitted[1], points, targets, embed(space, running)[0])
+    best = np.argsort(history.losses, kind="stable")[:PARENTS]
+    parents = rows[rng.choice(best, NEAR_CANDIDATES)]
+    steps = 10 ** rng.uniform(-2.5, -0.3, NEAR_CANDIDATES)
+    candidates = near(space, rng, parents, steps, rng.uniform(size=NEAR_CANDIDATES))
+    scores = belief.log_improvement(embed(space, candidates)[0])
+    for climb in range(CLIMBS):
+        top = np.argsort(-scores, kind="stable")[:PARENTS]
+        parents = candidates[np.repeat(top, CHILDREN)]
+        steps = 10 ** rng.uniform(-1.5 - 0.5 * climb, -0.5 - 0.5 * climb, len(parents))
+        children = near(space, rng, parents, steps, rng.uniform(size=len(parents)))
+        candidates = np.concatenate([candidates, children])
+        scores = np.concatenate([scores, belief.log_improvement(embed(space, children)[0])])
+    return candidates[np.argsort(-scores, kind="stable")]
+
+
+def _standardized(losses: Rows) -> Rows:
+    """Losses with mean 0 and variance 1; those far above the median count as not quite so far.
+
+    What is at stake is near the best: a loss above the median by more than twice what the best is below it says no
+    more than that the point is bad, as does a failure.
+    """
+    known = np.isfinite(losses)
+    low, middle = losses[known].min(), float(np.median(losses[known]))
+    top = middle + 2 * (middle - low) if middle > low else losses[known].max()
+    values = np.minimum(np.where(np.isneginf(losses), low, np.where(known, losses, math.inf)), top)
+    deviation = float(values.std())
+    standardized: Rows = (values - values.mean()) / (deviation if deviation > 0 else 1.0)
+    return standardized
+
+
+# ---- many trials: densities ------------------------------------------------------------------------
+
+
+def _by_densities(history: History, running: Rows, rng: np.random.Generator) -> Rows:
+    """Rows, the one with the highest ratio of the good trials' density to the others' first.
+
+    Running trials are among the others: they keep new points away from them, and count for nothing else.
+    """
+    known = int(np.isfinite(history.losses).sum())
+    good = min(math.ceil(GOOD_SHARE * len(history.losses)), MOST_GOOD, known)
+    order = np.argsort(history.losses, kind="stable")
+    of_good = Mixture(history.space, history.rows[order[:good]])
+    of_others = Mixture(history.space, np.concatenate([history.rows[order[good:]], running]))
+    candidates = of_good.sample(rng, DENSITY_CANDIDATES)
+    scores = of_good.log_density(candidates) - of_others.log_density(candidates)
+    return candidates[np.argsort(-scores, kind="stable")]

@@ -86,6 +86,7 @@ def minimize(
     *,
     max_evals: int | None,
     algo: str | Callable[..., Any] = "tpe",
+    grid_points: int | None = None,
     exp_key: str | None = None,
     mongo: str | None = None,
     workers: int | None = None,
@@ -109,7 +110,9 @@ def minimize(
     """Minimize `objective` over a hyperopt space on the farm, and return what was found.
 
     Exactly `max_evals` trials finish (None: no limit), whatever dies meanwhile; calling again carries on
-    where the search stood. `exp_key` names the experiment (default: the function's name). `mongo` is the
+    where the search stood. `algo` is a name (tpe, rand, anneal, grid, atpe, optuna:NAME, module:function) or a
+    function like hyperopt's `tpe.suggest`; the grid has `grid_points` values of each continuous parameter, and
+    ends by itself. `exp_key` names the experiment (default: the function's name). `mongo` is the
     database (default: as for the command line, else a private one). `workers` slots run on this machine
     (default: 1 with the private database, else 0: workers are elsewhere). `timeout` in seconds: returns
     then, queued trials are withdrawn, running ones are left to their workers. `early_stop_fn` is called as
@@ -129,6 +132,7 @@ def minimize(
     from hyperopt import space_eval
 
     from hyperfarm.cli_options import parse_bytes, parse_keep_models
+    from hyperfarm.controller.algorithms import with_grid_points
     from hyperfarm.controller.plan import Reason
     from hyperfarm.controller.search import Limits
     from hyperfarm.controller.session import Job, check_objective, search
@@ -155,7 +159,7 @@ def minimize(
     job = Job(
         fn=objective,
         space=space,
-        algo=algo,
+        algo=with_grid_points(algo, grid_points),
         max_evals=max_evals,
         seed=seed,
         extend=extend,
@@ -176,7 +180,7 @@ def minimize(
     return SearchResult(
         exp_key=name,
         reason=ended.reason.value,
-        complete=ended.reason is Reason.COMPLETE,
+        complete=ended.reason in (Reason.COMPLETE, Reason.EXHAUSTED),
         best=None if params is None else space_eval(space, params),
         best_params=params,
         best_loss=None if best is None else best["result"]["loss"],

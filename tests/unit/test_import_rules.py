@@ -34,6 +34,9 @@ HEAVY = {  # Where each may be imported, inside a function: in a role or in some
     "ssh2": "deploy",
     "matplotlib": "analysis",
     "mpl_toolkits": "analysis",
+    "optuna": "controller",
+    "lightgbm": "controller",
+    "sklearn": "controller",
     "tensorflow": "nobody",
     "keras": "keras_callback.py template_models.py",
 }
