@@ -1,9 +1,11 @@
-"""`hyperfarm run`, `cancel` and `rm`: the commands that change an experiment."""
+"""`hyperfarm run`, `enqueue`, `cancel` and `rm`: the commands that change an experiment."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,14 @@ DEFAULT_MAX_EVALS = 20
               help="Number of trials (default: 20, the whole grid, or what the experiment has).")  # fmt: skip
 @click.option("--timeout", type=float, default=None, help="Stop after this many seconds.")
 @click.option("--loss-threshold", type=float, default=None, help="Stop at a loss this low.")
+@click.option("--no-progress", metavar="N", type=click.IntRange(1), default=None,
+              help="Stop when N trials in a row have found no lower loss.")  # fmt: skip
+@click.option("--max-concurrent", metavar="N", type=click.IntRange(1), default=None,
+              help="At most N trials wait or run at once.")  # fmt: skip
+@click.option("--points", metavar="FILE.json", type=click.Path(path_type=Path), default=None,
+              help="Points to try first: a list of {parameter: value}.")  # fmt: skip
+@click.option("--from", "warm_start", metavar="EXP_KEY", multiple=True,
+              help="Learn from this experiment's finished trials too (may be repeated).")  # fmt: skip
 @click.option("--seed", type=int, default=None, help="Seed of the search (default: a random one).")
 @click.option("--workers", type=int, default=None,
               help="Slots to run on this machine (default: 1 with the private database, else 0).")  # fmt: skip
@@ -63,6 +73,10 @@ def run(
     max_evals: int | None,
     timeout: float | None,
     loss_threshold: float | None,
+    no_progress: int | None,
+    max_concurrent: int | None,
+    points: Path | None,
+    warm_start: tuple[str, ...],
     seed: int | None,
     workers: int | None,
     trial_timeout_s: float | None,
@@ -84,17 +98,25 @@ def run(
     Example:
       hyperfarm run optimise_task.py --max-evals 20 --workers 2
       hyperfarm run mypackage.search:objective --mongo mongodb://db.example.org/jobs
+      hyperfarm run optimise_task.py --exp-key second --from optimise_task --points known.json
     """
     from hyperfarm import settings
     from hyperfarm.controller import algorithms, objectives
     from hyperfarm.controller.plan import Reason
+    from hyperfarm.controller.points import read_points
     from hyperfarm.controller.search import Limits
     from hyperfarm.controller.session import Job, search
     from hyperfarm.controller.summary import print_summary
     from hyperfarm.mongo import hide_password
     from hyperfarm.trials import MongoTrials
 
-    limits = Limits(timeout_s=timeout, loss_threshold=loss_threshold, patience_s=patience_s)
+    limits = Limits(
+        timeout_s=timeout,
+        loss_threshold=loss_threshold,
+        early_stop_fn=_no_progress(no_progress),
+        max_concurrent=max_concurrent,
+        patience_s=patience_s,
+    )
     trial_limits = TrialLimits(
         timeout_s=trial_timeout_s,
         memory=trial_memory,
@@ -118,6 +140,8 @@ def run(
             extend=extend,
             replace_code=replace_code,
             trial_limits=trial_limits,
+            points=read_points(f"@{points}") if points else (),
+            warm_start=warm_start,
             include=include,
             script=found.script,
         )
@@ -130,11 +154,59 @@ def run(
         sys.exit(EXIT_INTERRUPTED)
 
 
+def _no_progress(count: int | None) -> Callable[..., Any] | None:
+    from hyperopt.early_stop import no_progress_loss
+
+    return None if count is None else no_progress_loss(count)
+
+
 def _default_budget(trials: MongoTrials, algorithm: Checked, space: Any) -> int:
     known = trials.store.experiment(trials.exp_key)
     if known:
         return int(known["max_evals"])
     return algorithm.budget(space) or DEFAULT_MAX_EVALS
+
+
+@click.command()
+@click.argument("exp_key")
+@click.argument("points", metavar="POINT...", nargs=-1, required=True)
+@mongo_option
+@click.option("--extend", is_flag=True, help="Raise the budget by as many trials.")
+@click.option("--json", "as_json", is_flag=True, help="Print the trials as JSON.")
+def enqueue(exp_key: str, points: tuple[str, ...], mongo: str | None, extend: bool, as_json: bool) -> None:
+    """Have points tried by an experiment: next, and within its budget.
+
+    A POINT is JSON, {"parameter": value, ...}, or a list of them; @FILE reads them from a file, - from standard
+    input. It names every parameter that is active there; of a choice the index of the option, or the option
+    itself where that is plain. The controller may run meanwhile or not; with none, workers try them all the same.
+
+    \b
+    Example:
+      hyperfarm enqueue optimise_task '{"lr": 0.01, "layers": 2}' --extend
+      hyperfarm enqueue optimise_task @points.json
+    """
+    from hyperfarm.controller.enqueue import enqueue as put
+    from hyperfarm.controller.known_space import read
+    from hyperfarm.controller.points import read_points
+
+    found = [point for text in points for point in read_points(text)]
+    with open_store(mongo) as store:
+        docs = put(store, exp_key, found, extend=extend)
+        experiment = store.experiment(exp_key) or {}
+    rows = [
+        {
+            "trial": doc["tid"],
+            "point": {label: vals[0] for label, vals in doc["misc"]["vals"].items() if vals},
+        }
+        for doc in docs
+    ]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    known = read(experiment.get("columns") or [])
+    for row in rows:
+        values = ", ".join(known.shown(label, value) for label, value in row["point"].items())
+        click.echo(f"{exp_key}: trial {row['trial']} queued: {values}")
 
 
 @click.command()

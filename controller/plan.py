@@ -50,8 +50,11 @@ def is_complete(now: Situation) -> bool:
     return now.finished >= now.budget
 
 
-def jobs_wanted(now: Situation) -> int:
+def jobs_wanted(now: Situation, max_concurrent: float = math.inf) -> int:
     """Return how many suggestions to ask for: enough that no slot waits, and no more.
+
+    No more than `max_concurrent` jobs then wait, wait out a back-off, or run: workers claim what is queued, so what
+    is not queued cannot run.
 
     A suggestion made early knows less, so the queue holds what free slots will take at once, plus what
     ends while the controller reacts. One job waits whenever there may be takers that we do not see: no
@@ -66,4 +69,5 @@ def jobs_wanted(now: Situation) -> int:
     if target == 0 and unseen_takers:
         target = 1
     left = now.budget - now.taken
-    return int(max(0, min(target - now.queued, left)))
+    room = max_concurrent - now.queued - now.parked - now.running
+    return int(max(0, min(target - now.queued, left, room)))

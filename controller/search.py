@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from hyperfarm.controller import plan
-from hyperfarm.controller.algorithms import Suggest
-from hyperfarm.controller.experiment import Experiment
+from hyperfarm.controller.early_stop import EarlyStop
 from hyperfarm.controller.plan import Reason, Situation
-from hyperfarm.controller.points import doc_of_point
+from hyperfarm.controller.suggesting import Suggester
 from hyperfarm.errors import DatabaseError, DatabaseUnavailable, OutcomeUnknown, UsageError
 from hyperfarm.jobs import JobDoc, JobState, TrialLimits, is_parked
 from hyperfarm.mongo import Document
@@ -36,9 +34,11 @@ _DEFAULT_LIMITS = TrialLimits()
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """When a search stops before its budget is used up.
+    """When a search stops before its budget is used up, and how much of it goes on at once.
 
     `timeout_s` counts from the start of `run`; `max_evals` is a number of finished trials below the budget;
+    `early_stop_fn` see EarlyStop; at most `max_concurrent` trials wait or run (None: as many as there are slots).
+    Points that people put into the queue do not wait for that, and two controllers may pass it for a moment.
     `patience_s` is how long it waits for a MongoDB that is away.
     """
 
@@ -46,11 +46,14 @@ class Limits:
     max_evals: int | None = None
     loss_threshold: float | None = None
     early_stop_fn: Callable[..., Any] | None = None
+    max_concurrent: int | None = None
     patience_s: float = PATIENCE_S
 
     def __post_init__(self) -> None:
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise UsageError(f"timeout is {self.timeout_s}; it must be a number of seconds above 0")
+        if self.max_concurrent is not None and self.max_concurrent < 1:
+            raise UsageError(f"max_concurrent is {self.max_concurrent}; it must be 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +88,16 @@ class Search:
     def __init__(
         self,
         trials: MongoTrials,
-        experiment: Experiment,
-        domain: Any,
-        algo: Suggest,
+        suggester: Suggester,
         limits: Limits,
         display: Display | None = None,
         check: Callable[[Search], None] = lambda _: None,
         trial_limits: TrialLimits = _DEFAULT_LIMITS,
-        points: Sequence[Mapping[str, Any]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.trials, self.experiment, self.domain, self.algo = trials, experiment, domain, algo
+        self.trials, self.suggester, self.experiment = trials, suggester, suggester.experiment
         self.limits, self.display, self.check, self.clock = limits, display, check, clock
-        self.trial_limits, self.points = trial_limits, points
+        self.trial_limits = trial_limits
         self.store = trials.store
         self.stop_requested = False
         self.abandoned = False
@@ -111,9 +111,9 @@ class Search:
         self._busy_elsewhere = 0
         self._reaper = Reaper(self.store)
         self._exhausted = self._cancelled = False
-        self._low_water = 0
-        self.budget = self._within_limit(experiment.max_evals)
-        self._early_stop_args: list[Any] = []
+        self.budget = self._within_limit(self.experiment.max_evals)
+        stop = limits.early_stop_fn
+        self._early_stop = None if stop is None else EarlyStop(stop, trials.exp_key)
 
     def run(self) -> Reason:
         """Drive the search until it is complete or a limit is reached; return which.
@@ -193,7 +193,7 @@ class Search:
         reason = self._end(now)
         if reason is not None:
             return reason, False
-        wanted = plan.jobs_wanted(now)
+        wanted = plan.jobs_wanted(now, self.limits.max_concurrent or math.inf)
         if wanted:
             self._queue(wanted)
         return None, wanted > 0 or now.queued == 0
@@ -283,10 +283,8 @@ class Search:
             best = self.trials.local.best()
             if best is not None and best["result"]["loss"] <= limits.loss_threshold:
                 return Reason.THRESHOLD
-        if news and limits.early_stop_fn is not None and self.trials.trials:
-            stop, self._early_stop_args = limits.early_stop_fn(self.trials, *self._early_stop_args)
-            if stop:
-                return Reason.EARLY_STOP
+        if news and self._early_stop is not None and self._early_stop.says_stop(self.trials.trials):
+            return Reason.EARLY_STOP
         if self._exhausted and now.taken == now.finished:
             return Reason.EXHAUSTED
         return Reason.CANCELLED if self._cancelled else None
@@ -297,7 +295,7 @@ class Search:
         """Make and insert `wanted` suggestions, each with what is known when it is made."""
         if self._exhausted:
             return
-        slots = iter(self._free_slots(wanted))
+        slots = iter(self.trials.local.free_slots(wanted, self.budget))
         tids = self.trials.new_trial_ids(wanted)
         pending: list[JobDoc] = []
         flushed = self.clock()
@@ -305,7 +303,7 @@ class Search:
             slot = next(slots, None)
             if slot is None or self.stop_requested:
                 break
-            doc = self._suggest(tid, slot)
+            doc = self.suggester.suggest(tid, slot)
             if doc is None:
                 self._exhausted = True
                 break
@@ -318,41 +316,6 @@ class Search:
                 pending, flushed = [], self.clock()
                 self.trials.refresh()
         self._insert(pending)
-
-    def _free_slots(self, count: int) -> list[int]:
-        """The lowest slots of the budget that have no job."""
-        taken = self.trials.local.slots()
-        free: list[int] = []
-        # Below this mark all are taken, unless one was freed; then the search begins anew.
-        slot = self._low_water if self._low_water <= len(taken) else 0
-        while len(free) < count and slot < self.budget:
-            if slot not in taken:
-                free.append(slot)
-            slot += 1
-        self._low_water = free[0] if free else slot
-        return free
-
-    def _suggest(self, tid: int, slot: int) -> JobDoc | None:
-        """One new job document, or None when the algorithm has nothing left to try.
-
-        The caller's points take the first slots: whatever dies in between, each is tried once.
-        """
-        if slot < len(self.points):
-            doc = doc_of_point(self.trials, self.domain, tid, self.points[slot])
-        else:
-            seed = slot_seed(self.experiment.seed, slot)
-            docs = self.algo([tid], self.domain, self.trials, seed)
-            if not docs:
-                return None
-            doc = docs[0]
-        plain_vals(doc["misc"])
-        doc |= {
-            "slot": slot,
-            "attempt": 0,
-            "bundle": self.experiment.revision,
-            **self.trial_limits.fields,
-        }
-        return doc
 
     def _insert(self, docs: list[JobDoc]) -> None:
         if not docs:
@@ -391,15 +354,3 @@ class Search:
                 elapsed_s=self.elapsed_s,
             )
         )
-
-
-def slot_seed(seed: int, slot: int) -> int:
-    """The seed of one suggestion: a function of the experiment's seed and the slot alone."""
-    return int(np.random.SeedSequence([seed, slot]).generate_state(1)[0])
-
-
-def plain_vals(misc: Document) -> None:
-    """Make the values and ids of a suggestion plain numbers (algorithms return NumPy's)."""
-    for column in ("idxs", "vals"):
-        for values in misc[column].values():
-            values[:] = [value.item() if isinstance(value, np.generic) else value for value in values]

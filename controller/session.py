@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -21,15 +22,18 @@ from hyperfarm.controller.experiment import Experiment, Request, open_experiment
 from hyperfarm.controller.hyperopt_workers import make_room_for_hyperopt, nothing_to_run
 from hyperfarm.controller.local_workers import HURRIED_STOP_S, LocalWorker, local_worker
 from hyperfarm.controller.plan import Reason
-from hyperfarm.controller.points import check_points
+from hyperfarm.controller.points import points_of_space
 from hyperfarm.controller.progress import Progress
 from hyperfarm.controller.search import Limits, Search
+from hyperfarm.controller.suggesting import Suggester
+from hyperfarm.controller.warm_start import evidence_for
 from hyperfarm.errors import DatabaseError, HyperfarmError, UsageError
 from hyperfarm.jobs import TrialLimits
 from hyperfarm.mongo import hide_password
 from hyperfarm.retry import patiently
 from hyperfarm.trials import MongoTrials
 
+log = logging.getLogger("hyperfarm")
 STOP_S = 1.2
 
 
@@ -38,7 +42,8 @@ class Job:
     """What is to be searched: objective and space, with all that describes the experiment.
 
     `include` names further files and folders that the objective needs; `script` the file it comes from;
-    `trial_limits` bound each trial that is queued from now on; `points` (label to value) are tried first;
+    `trial_limits` bound each trial that is queued from now on; `points` (label to value) are tried first; the
+    algorithm knows the trials of the experiments `warm_start` too;
     `for_hyperopt`: hyperopt's own workers may join, and what its own `fmin` has begun is carried on.
     """
 
@@ -54,6 +59,7 @@ class Job:
     pass_expr_memo_ctrl: bool | None = None
     trial_limits: TrialLimits = field(default_factory=TrialLimits)
     points: Sequence[Mapping[str, Any]] = ()
+    warm_start: Sequence[str] = ()
     for_hyperopt: bool = False
     include: Sequence[Path] = ()
     script: Path | None = None
@@ -106,7 +112,7 @@ def search(
     algo = algorithms.checked(job.algo)
     domain = make_domain(job)
     algo.prepare(domain)
-    points = check_points(job.points, domain)
+    points = points_of_space(job.points, job.space)
     packed = bundle.pack(
         job.fn,
         job.space,
@@ -120,6 +126,8 @@ def search(
         space=job.space,
         algo=algo.name,
         max_evals=job.max_evals,
+        trial_limits=job.trial_limits,
+        points=len(points),
         seed=job.seed,
         extend=job.extend,
         grow=job.grow,
@@ -133,23 +141,32 @@ def search(
     if job.for_hyperopt:
         patiently(lambda: make_room_for_hyperopt(trials, domain, packed), patience_s=patience_s)
     patiently(lambda: trials.local.refresh(full=True), patience_s=patience_s)
+    evidence = patiently(lambda: evidence_for(trials, job.warm_start, job.space), patience_s=patience_s)
+    suggester = Suggester(
+        trials=trials,
+        experiment=experiment,
+        domain=domain,
+        algo=algo,
+        points=points,
+        evidence=evidence.docs,
+        fields={"bundle": experiment.revision, **job.trial_limits.fields},
+    )
     hint = (
         "no worker serves this experiment; start one, here or on another host: hyperfarm worker --mongo "
         f"{hide_password(url) if url else 'URL'}"
     )
     with Progress(exp_key or "search", hint) if show else contextlib.nullcontext() as progress:
-        say = progress.say if progress is not None else lambda _: None
+        say = progress.say if progress is not None else log.info
+        for line in evidence.told:
+            say(line)
         with local_worker(url, exp_key or "", workers, say, patience_s) as local:
             loop = Search(
                 trials,
-                experiment,
-                domain,
-                algo,
+                suggester,
                 limits,
                 progress,
                 check=lambda loop: _check(loop, local),
                 trial_limits=job.trial_limits,
-                points=points,
             )
             reason = _run(loop)
             if local is not None and loop.abandoned:

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["MongoTrials", "SearchResult", "hp", "load_result", "minimize", "trial"]
+__all__ = ["MongoTrials", "SearchResult", "Study", "hp", "load_result", "minimize", "trial"]
 
 if TYPE_CHECKING:
     from hyperopt import hp
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from hyperfarm import trial
     from hyperfarm.api import SearchResult, minimize
     from hyperfarm.blobs import load_result
+    from hyperfarm.controller.study import Study
     from hyperfarm.trials import MongoTrials
 
 _HOMES = {
     "MongoTrials": "hyperfarm.trials",
     "SearchResult": "hyperfarm.api",
+    "Study": "hyperfarm.controller.study",
     "hp": "hyperopt",
     "load_result": "hyperfarm.blobs",
     "minimize": "hyperfarm.api",

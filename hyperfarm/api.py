@@ -94,6 +94,9 @@ def minimize(
     timeout: float | None = None,
     loss_threshold: float | None = None,
     early_stop_fn: Callable[..., Any] | None = None,
+    points_to_evaluate: Sequence[Mapping[str, Any]] = (),
+    warm_start: str | Sequence[str] = (),
+    max_concurrent: int | None = None,
     extend: bool = False,
     replace_code: bool = False,
     trial_timeout: float | None = None,
@@ -112,7 +115,11 @@ def minimize(
     ends by itself. `exp_key` names the experiment (default: the function's name). `mongo` is the
     database (default: as for the command line, else a private one). `workers` slots run on this machine
     (default: 1 with the private database, else 0: workers are elsewhere). `timeout` in seconds: returns
-    then, queued trials are withdrawn, running ones are left to their workers. A changed objective or
+    then, queued trials are withdrawn, running ones are left to their workers. `early_stop_fn` is called as
+    hyperopt calls it, once for each trial that ends with a loss. `points_to_evaluate` (dicts, label to value; of
+    a choice, the index of the option) are the first trials of the experiment. The algorithm also learns from the
+    finished trials of the experiments `warm_start`, as far as the spaces agree. At most `max_concurrent` trials
+    wait or run at once. A changed objective or
     space under the same `exp_key` is refused unless `replace_code`, another `max_evals` unless `extend`.
     A trial that runs longer than `trial_timeout` seconds, or whose processes hold more than `trial_memory`
     (bytes, "500M", "2G"), is stopped and fails; one whose process or worker dies is tried `max_attempts`
@@ -133,7 +140,11 @@ def minimize(
 
     check_objective(objective)
     limits = Limits(
-        timeout_s=timeout, loss_threshold=loss_threshold, early_stop_fn=early_stop_fn, patience_s=patience
+        timeout_s=timeout,
+        loss_threshold=loss_threshold,
+        early_stop_fn=early_stop_fn,
+        max_concurrent=max_concurrent,
+        patience_s=patience,
     )
     trial_limits = TrialLimits(
         timeout_s=trial_timeout,
@@ -154,6 +165,8 @@ def minimize(
         extend=extend,
         replace_code=replace_code,
         trial_limits=trial_limits,
+        points=points_to_evaluate,
+        warm_start=[warm_start] if isinstance(warm_start, str) else warm_start,
         include=[Path(path) for path in include],
     )
     slots = workers if workers is not None else int(is_private)

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pull": ("hyperfarm.analysis.commands", "Fetch a trial's model or another saved file."),
     "plot": ("hyperfarm.analysis.commands", "Draw an experiment."),
     "logs": ("hyperfarm.analysis.commands", "Print what a trial printed."),
+    "enqueue": ("hyperfarm.controller.commands", "Have points tried by an experiment."),
     "cancel": ("hyperfarm.controller.commands", "Cancel an experiment's waiting and running trials."),
     "rm": ("hyperfarm.controller.commands", "Delete an experiment with everything that belongs to it."),
     "gc": ("hyperfarm.garbage_commands", "Find what nothing refers to any more, and remove it."),

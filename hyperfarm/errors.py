@@ -59,5 +59,9 @@ class LeaseLost(HyperfarmError):
     """The job is no longer this worker's: nothing that it writes about the job is kept."""
 
 
+class BudgetSpent(UsageError):
+    """A study has no trial to hand out: all of its budget is finished, or in somebody's hands."""
+
+
 class InvalidResult(HyperfarmError):
     """What an objective returned is not a result: neither a number nor a dict with a loss."""

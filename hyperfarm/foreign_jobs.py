@@ -18,6 +18,7 @@ from hyperfarm.jobs import (
     DEFAULT_MAX_ATTEMPTS,
     KEPT_HISTORY,
     PARKED_OWNER,
+    STUDY_OWNER,
     Event,
     JobDoc,
     JobState,
@@ -108,7 +109,8 @@ class ForeignJobs(JobQueries):
 def end_of_attempt(doc: JobDoc, event: Event, story: str, worker: str, now: datetime) -> Document:
     """The update that ends an attempt without a result: back to the queue, or an error with the whole story.
 
-    A release may be claimed at once; after a lost attempt the job waits out a back-off.
+    A release may be claimed at once; after a lost attempt the job waits out a back-off. A study's job goes back to
+    those who ask, without one: it was a person's process that died, not a host of the farm.
     """
     attempt = doc.get("attempt", 1)
     entry = {"attempt": attempt, "worker": worker, "event": event.value, "reason": story, "at": now}
@@ -119,6 +121,9 @@ def end_of_attempt(doc: JobDoc, event: Event, story: str, worker: str, now: date
         fields["result"] = {"status": "new"}  # Of a partial result, the blobs are gone or another's.
     if event is Event.REQUEUE:
         fields |= {"owner": PARKED_OWNER, "not_before": now + timedelta(seconds=backoff_s(attempt))}
+    if doc.get("ask_and_tell") and event is not Event.GIVE_UP:
+        fields["owner"] = STUDY_OWNER
+        fields.pop("not_before", None)
     if event is Event.GIVE_UP:
         told = [*doc.get("history", ()), entry]
         text = "; ".join(f"attempt {one['attempt']}: {one['reason']}" for one in told)

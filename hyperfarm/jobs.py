@@ -23,6 +23,8 @@ KEPT_HISTORY = 10
 DEFAULT_LEASE_S = 90.0
 PARKED_OWNER = "hyperfarm:parked"
 """Owns a job that waits out a back-off: hyperopt's own workers claim only what has no owner."""
+STUDY_OWNER = "hyperfarm:study"
+"""Owns a waiting job of a study (ask and tell): there is no code that a worker could run, so none may claim it."""
 BACKOFF_FIRST_S = 2.0
 BACKOFF_FACTOR = 4
 LONGEST_BACKOFF_S = 120.0

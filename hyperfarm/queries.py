@@ -164,9 +164,10 @@ class JobQueries:
             return self.jobs.count_documents({})
 
     def running_count(self) -> int:
-        """How many jobs of all experiments hold a live lease; index `lease_expiry`."""
+        """How many jobs of all experiments run on workers with a live lease; index `lease_expiry`."""
         with translated("counting running jobs"):
             query = {"state": int(JobState.RUNNING), "lease.expires": {"$gt": self.now()}}
+            query["ask_and_tell"] = {"$exists": False}
             return self.jobs.count_documents(query)
 
     def running_jobs(self) -> list[JobDoc]:

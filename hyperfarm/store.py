@@ -30,6 +30,7 @@ from hyperfarm.foreign_jobs import ForeignJobs, end_of_attempt
 from hyperfarm.indexes import NEWS, ensure_indexes
 from hyperfarm.jobs import (
     DEFAULT_MAX_ATTEMPTS,
+    STUDY_OWNER,
     Claim,
     Event,
     JobDoc,
@@ -199,9 +200,13 @@ class Store(ForeignJobs):
         self.insert_jobs(docs)
 
     def withdraw_queued(self, exp_key: str | None) -> int:
-        """Delete the jobs with a slot that nobody has begun; their slots are free again. Index `queue`."""
+        """Delete the jobs with a slot that nobody has begun; their slots are free again. Index `queue`.
+
+        Points that somebody has put into the queue by hand (`enqueued`) stay.
+        """
         with translated("withdrawing queued jobs"):
             query = {"exp_key": exp_key, "state": int(JobState.NEW), "slot": {"$exists": True}, "attempt": 0}
+            query["enqueued"] = {"$exists": False}
             return self.jobs.delete_many(query).deleted_count
 
     def cancel(self, exp_key: str | None) -> int:
@@ -272,11 +277,19 @@ class Store(ForeignJobs):
         return Waiting(exp_keys=keys, next_s=min(pauses, default=None))
 
     def claim(
-        self, exp_key: str | None, *, worker: str, owner: object, token: str, lease_s: float
+        self,
+        exp_key: str | None,
+        *,
+        worker: str,
+        owner: object,
+        token: str,
+        lease_s: float,
+        of_study: bool = False,
     ) -> Claim | None:
         """Claim the oldest job of the experiment that may be claimed; None when there is none. Index `queue`.
 
-        One statement. After `OutcomeUnknown` call `claimed(token)` before claiming again.
+        `of_study`: a job that waits for somebody to ask for it, which no worker may claim. One statement. After
+        `OutcomeUnknown` call `claimed(token)` before claiming again.
         """
         fields = {
             "state": int(JobState.RUNNING),
@@ -291,7 +304,8 @@ class Store(ForeignJobs):
             "book_time": self.clock,
             "refresh_time": self.clock,
         }
-        query = {"exp_key": exp_key, "state": int(JobState.NEW), "owner": CLAIMABLE}
+        waits: object = STUDY_OWNER if of_study else CLAIMABLE
+        query = {"exp_key": exp_key, "state": int(JobState.NEW), "owner": waits}
         with translated("claiming a job"):
             doc = self.jobs.find_one_and_update(
                 {**query, "$expr": {"$lte": ["$not_before", self.clock]}},

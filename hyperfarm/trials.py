@@ -114,7 +114,8 @@ class MongoTrials(Trials):  # type: ignore[misc]
         `max_queue_len` is ours to choose, and exceptions of the objective are always stored, never raised
         here. Returns within about a second after `timeout`, also with trials still running: they go on, and
         count when the search is carried on. `points_to_evaluate` (dicts, label to value, of a choice its index)
-        are the first trials of the experiment, and part of `max_evals`.
+        are the first trials of the experiment, and part of `max_evals`. `early_stop_fn` is called once for each
+        trial that ends with a loss, which is then the last of the trials that it is shown.
         """
         from hyperfarm.controller.fmin import fmin
 

@@ -38,6 +38,7 @@ class View:
         self._unfinished: set[int] = set()
         self._failed: set[int] = set()
         self._slots: dict[int, set[int]] = {}
+        self._low_water = 0
         self._best: JobDoc | None = None
         self._last_tid = -1
         self._next_compare = 0.0
@@ -56,6 +57,18 @@ class View:
         Two tids share a slot while a job of ours is not inserted and another controller was faster.
         """
         return self._slots
+
+    def free_slots(self, count: int, budget: int) -> list[int]:
+        """The lowest slots below `budget` that have no job, at most `count` of them."""
+        free: list[int] = []
+        # Below this mark all are taken, unless one was freed; then the search begins anew.
+        slot = self._low_water if self._low_water <= len(self._slots) else 0
+        while len(free) < count and slot < budget:
+            if slot not in self._slots:
+                free.append(slot)
+            slot += 1
+        self._low_water = free[0] if free else slot
+        return free
 
     def count_failed(self) -> int:
         """How many finished jobs of the budget have no usable result."""

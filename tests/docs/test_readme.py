@@ -135,3 +135,19 @@ def test_every_command_explains_itself_with_an_example(name):
     done = subprocess.run([COMMAND, name, "--help"], capture_output=True, text=True, check=True)
     assert f"hyperfarm {name}" in done.stdout
     assert "Example" in done.stdout
+
+
+def test_the_commands_and_the_program_of_a_hand_in_the_search(task, mongo_url):
+    env = {"HYPERFARM_MONGO": mongo_url}
+    run_line("hyperfarm run optimise_task.py --max-evals 3 --workers 1", task, **env)
+    first, second = block("sh", "hyperfarm enqueue").splitlines()
+    run_line(first, task, **env)
+    assert "trial" in run_line(second, task, **env)
+    program = task / "lab.py"
+    program.write_text(block("python", "hyperfarm.Study("))
+    done = subprocess.run(
+        [sys.executable, program.name], cwd=task, env={**os.environ, **env}, capture_output=True, text=True,
+        timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "temperature" in done.stdout

@@ -73,9 +73,9 @@ def test_points_to_evaluate_come_first(trials: MongoTrials, way: str) -> None:
 @pytest.mark.parametrize(
     ("points", "told"),
     [
-        ([{"y": 1}], "number 1 names y; the space has c, deep, x"),
-        ([POINTS[0], {"x": 1.0, "c": 1}], "number 2 lacks a value of one of: deep"),
-        ([{"x": 1.0, "c": 7}], "cannot take number 1"),
+        ([{"y": 1}], "number 1: the space has no parameter 'y'; the nearest is"),
+        ([POINTS[0], {"x": 1.0, "c": 1}], "number 2: deep is missing"),
+        ([{"x": 1.0, "c": 7}], "number 1: c is 7; it must be the index of an option, 0 to 1"),
         ([3], "number 1 is no dict"),
     ],
 )

@@ -79,6 +79,19 @@ def test_the_queue_ahead_is_bounded(now: Situation) -> None:
     assert jobs_wanted(now) <= capacity + 2 * max(capacity, 1) + 64
 
 
+@given(situations(), st.integers(1, 50))
+def test_no_more_than_asked_for_are_queued_or_run(now: Situation, limit: int) -> None:
+    wanted = jobs_wanted(now, limit)
+    assert wanted == 0 or now.queued + now.parked + now.running + wanted <= limit
+    assert wanted == min(jobs_wanted(now), max(0, limit - now.queued - now.parked - now.running))
+
+
+def test_a_job_that_waits_out_a_back_off_takes_a_place_of_those_that_may_run() -> None:
+    now = dataclasses.replace(QUIET, parked=1, running=1, taken=2)
+    assert jobs_wanted(now, 3) == 1
+    assert jobs_wanted(now, 2) == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
