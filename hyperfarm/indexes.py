@@ -31,6 +31,7 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel(
             [("lease.token", _UP)],
             name="lease_token",
+            unique=True,
             partialFilterExpression={"lease.token": {"$exists": True}},
         ),
         IndexModel(

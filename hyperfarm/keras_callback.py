@@ -196,7 +196,8 @@ class Training:
         self._unsaved += 1
         # The last epoch is stored at the end of training: then the model has what other callbacks do there.
         last = epoch + 1 >= self.callback.params["epochs"] or self.callback.model.stop_training
-        if not last and self._unsaved >= self._every and self._fits.age_s() >= self._every_s:
+        due = self._unsaved >= self._every and self._fits.age_s() >= self._every_s
+        if not last and (due or trial.is_draining()):
             self._write(stopped=False)
             self._fits.commit()
             self._unsaved = 0

@@ -3,7 +3,7 @@
 The rules of a lease, written once and relied on everywhere:
 
 * `claim` is one statement: it makes a new job running and gives it a lease with a fresh token, which
-  expires by the database's clock.
+  expires by the database's clock. A token holds one job at most.
 * Every later write of a worker names the job, the state `running` and its token (`_fence`). If nothing
   matches, the lease is lost: `LeaseLost`, and nothing that the worker did is kept.
 * Every write that a reader can see increments `version`; a renewal is no such write.
@@ -289,7 +289,8 @@ class Store(ForeignJobs):
         """Claim the oldest job of the experiment that may be claimed; None when there is none. Index `queue`.
 
         `of_study`: a job that waits for somebody to ask for it, which no worker may claim. One statement. After
-        `OutcomeUnknown` call `claimed(token)` before claiming again.
+        `OutcomeUnknown` call `claimed(token)` before claiming again. Should the first sending be carried out after
+        all, the second one is refused, or the other way round: no token holds two jobs (unique index `lease_token`).
         """
         fields = {
             "state": int(JobState.RUNNING),
@@ -306,13 +307,18 @@ class Store(ForeignJobs):
         }
         waits: object = STUDY_OWNER if of_study else CLAIMABLE
         query = {"exp_key": exp_key, "state": int(JobState.NEW), "owner": waits}
-        with translated("claiming a job"):
-            doc = self.jobs.find_one_and_update(
-                {**query, "$expr": {"$lte": ["$not_before", self.clock]}},
-                [{"$set": fields}, {"$unset": "not_before"}],
-                sort=[("tid", ASCENDING)],
-                return_document=ReturnDocument.AFTER,
-            )
+        try:
+            with translated("claiming a job"):
+                doc = self.jobs.find_one_and_update(
+                    {**query, "$expr": {"$lte": ["$not_before", self.clock]}},
+                    [{"$set": fields}, {"$unset": "not_before"}],
+                    sort=[("tid", ASCENDING)],
+                    return_document=ReturnDocument.AFTER,
+                )
+        except DatabaseError as error:
+            if isinstance(error.__cause__, DuplicateKeyError):
+                raise OutcomeUnknown("a claim took effect that had been given up") from error
+            raise
         return None if doc is None else _claim_of(doc)
 
     def claimed(self, token: str) -> Claim | None:

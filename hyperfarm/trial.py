@@ -25,6 +25,7 @@ __all__ = [
     "checkpoint",
     "exp_key",
     "id",
+    "is_draining",
     "keras_callback",
     "report",
     "resume",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 MODEL_NAME = "model.keras"
+DRAINING = ".hyperfarm-draining"
+"""A worker that was told to stop puts a file of this name into the scratch folders of its trials."""
 
 id: int | None = None
 """The number of this trial (tid), unique in its database; None outside a farm."""
@@ -144,6 +147,14 @@ def resume() -> Path | None:
     return None if _link is None else _link.last_checkpoint()
 
 
+def is_draining() -> bool:
+    """Say whether this trial's worker was told to stop: what no checkpoint has in `--grace` seconds is lost.
+
+    It looks for a file and asks nobody, so it may be called at every step. Outside a farm False.
+    """
+    return _scratch is not None and (_scratch / DRAINING).exists()
+
+
 def keras_callback(
     *,
     every: int = 1,
@@ -160,7 +171,8 @@ def keras_callback(
     is a function of the logs. With `validation_freq` above 1 name it: epochs without it report no loss.
 
     A checkpoint is stored after `every` epochs and when training ends, but not until `every_s` seconds after
-    the one before (or after the trial's first fit began). In a later attempt at the trial the same `fit` goes
+    the one before (or after the trial's first fit began), unless the worker was told to stop: then at the end of
+    the epoch. In a later attempt at the trial the same `fit` goes
     on after the last stored epoch, with weights, optimizer, random states of layers and the History of all
     epochs; shuffled data come in another order, and other callbacks begin anew (EarlyStopping's patience and
     best weights). Put it last, so that it sees what the others do. Raises OSError when the database refuses

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from hyperfarm.trial import DRAINING
 from hyperfarm.worker import wire
 from hyperfarm.worker.devices import VARIABLE
 from hyperfarm.worker.logbuffer import LogBuffer
@@ -142,6 +143,13 @@ class ChildProcess:
         except ValueError:
             name = f"signal {-code}"
         return f"its process was killed by {name}"
+
+    def tell_draining(self) -> None:
+        """Let the objective know that its worker stops soon; any thread may call it."""
+        with contextlib.suppress(
+            OSError
+        ):  # Without it, too, the trial goes on elsewhere from its last checkpoint.
+            (self.scratch / DRAINING).touch()
 
     def processes(self) -> list[psutil.Process]:
         """The child, all that it started, and what else is in its process group."""

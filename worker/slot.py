@@ -68,6 +68,12 @@ class Slot(threading.Thread):
         if child is not None and token in (None, self.token):
             child.kill()
 
+    def tell_draining(self) -> None:
+        """Let the running objective know that the worker stops soon; any thread may call it."""
+        child = self.child
+        if child is not None:
+            child.tell_draining()
+
     def _serve(self, claim: Claim) -> None:
         started = time.monotonic()
         self.token = claim.lease.token
@@ -132,7 +138,9 @@ class Slot(threading.Thread):
         self.drop_child()
         started = time.monotonic()
         child = self.child = ChildProcess(code.revision, self.farm.devices_of(self.number))
-        if self.farm.leaving:  # The supervisor may have killed the slots' children a moment ago.
+        if self.farm.is_draining:  # The supervisor may have told the slots' children a moment ago.
+            child.tell_draining()
+        if self.farm.leaving:  # Or killed them.
             child.kill()
         child.send({"type": "load", "folder": str(code.folder)})
         answer = child.receive(LONGEST_LOAD_S)

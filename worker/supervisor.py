@@ -182,10 +182,14 @@ class Supervisor:
             self.drain(grace_s)
 
     def drain(self, grace_s: float) -> None:
-        """Claim no more; give back after `grace_s` seconds what still runs."""
-        self._deadline = time.monotonic() + grace_s
+        """Claim no more; give back after `grace_s` seconds what still runs. Whoever asks for less time wins."""
+        with self._lock:
+            asked = time.monotonic() + grace_s
+            self._deadline = asked if self._deadline is None else min(asked, self._deadline)
         self._draining.set()
         self.wakeup.close()
+        for slot in self.slots:
+            slot.tell_draining()
 
     def leave(self) -> None:
         """Kill the children and give their jobs back now."""
@@ -200,6 +204,11 @@ class Supervisor:
         """A slot cannot go on (the database is away for too long): stop the whole worker."""
         self.failure = reason
         self.leave()
+
+    @property
+    def is_draining(self) -> bool:
+        """True when no more is claimed."""
+        return self._draining.is_set()
 
     @property
     def is_over(self) -> bool:

@@ -122,6 +122,37 @@ def test_a_trial_goes_on_elsewhere_from_its_last_checkpoint(how, host, searching
     assert "checkpoint" not in job
 
 
+def test_a_trial_that_knows_of_the_drain_stores_how_far_it_has_come(host, searching, store, tmp_path):
+    body = """
+def objective(p):
+    saved = trial.resume()
+    step = int(saved.read_bytes()) if saved else 0
+    note("begins after", step)
+    while step < FAR and not trial.is_draining():
+        step += FAR if saved else 1
+        time.sleep(0.05)
+    if step < FAR:
+        trial.checkpoint(str(step).encode())
+        note("stored", step)
+        time.sleep(600)
+    return step
+"""
+    script = Script(tmp_path, "drained", body.replace("FAR", "10_000"))
+    with searching(script):
+        with host("a", "--grace", "6") as first:
+            script.wait_for("a 1 begins after 0")
+            first.send_signal(signal.SIGTERM)
+            assert first.wait(30) == 0
+        stored = int(script.noted()[1].split()[-1])
+        assert script.noted()[1] == f"a 1 stored {stored}"
+        with host("b"):
+            eventually(lambda: store.jobs.find_one({"state": 2}), "the result")
+    assert script.noted()[2:] == [f"b 1 begins after {stored}"]
+    (job,) = store.find_jobs("drained")
+    assert (job["attempt"], job["result"]["loss"]) == (1, stored + 10_000)
+    assert [entry["event"] for entry in job["history"]] == ["release"]
+
+
 def test_a_killed_process_resumes_on_the_same_host_byte_for_byte(host, searching, store, tmp_path):
     body = """
 def content(step):
@@ -281,6 +312,7 @@ def test_outside_a_farm_checkpoints_are_inert_but_check_their_arguments(tmp_path
     with (tmp_path / "there").open("rb") as opened:
         trial.checkpoint(opened)
     assert trial.resume() is None
+    assert trial.is_draining() is False
     assert trial.attempt == 1 < DEFAULT_MAX_ATTEMPTS
     with pytest.raises(TypeError, match="bytes or a file object, not int"):
         trial.checkpoint(3)  # type: ignore[arg-type]

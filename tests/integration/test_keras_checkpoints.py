@@ -263,6 +263,22 @@ def test_checkpoints_are_stored_as_often_as_asked(shelf, arguments, commits):
     assert len(shelf.reports) == 5
 
 
+def test_a_worker_that_stops_soon_gets_a_checkpoint_at_the_end_of_the_epoch(shelf):
+    import keras
+
+    attempt(shelf)
+    seen = []
+
+    def on_epoch_end(epoch: int, _logs: Any) -> None:
+        seen.append(shelf.count)
+        if epoch == 2:
+            (shelf.folder.parent / "scratch" / trial.DRAINING).touch()
+
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end), trial.keras_callback(every=100)]
+    fit(*callbacks, epochs=6)
+    assert seen == [0, 0, 0, 1, 2, 3]
+
+
 def test_more_epochs_than_before_go_on_from_there_and_the_next_fit_does_not(shelf):
     attempt(shelf)
     fit(trial.keras_callback(), epochs=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import cloudpickle
 import pytest
 
 from hyperfarm.mongoexp import MongoTrials
+from hyperfarm.store import Store
+from hyperfarm.worker.supervisor import Supervisor, WorkerOptions
 from tests.support import descendants, eventually, gone
 
 COMMAND = str(Path(sys.executable).with_name("hyperfarm-mongo-worker"))
@@ -262,3 +265,10 @@ def test_in_the_place_of_the_original(tmp_path: Path, trials: MongoTrials) -> No
     )
     assert done.returncode == 0, done.stderr
     assert states(trials) == [2]
+
+
+def test_a_rule_to_stop_gives_no_more_time_to_a_worker_that_leaves(store: Store) -> None:
+    supervisor = Supervisor(store, WorkerOptions())
+    supervisor.leave()
+    supervisor.drain(math.inf)  # As when `last_job_timeout` is over at the moment of a second SIGTERM.
+    eventually(lambda: supervisor.out_of_time, "it waits for the database no longer", 5)

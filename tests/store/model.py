@@ -18,6 +18,7 @@ from hyperfarm.errors import LeaseLost
 NEW, RUNNING, DONE, ERROR, CANCELLED = range(5)
 PARKED = "hyperfarm:parked"
 BACKOFFS_S = {1: 2, 2: 8, 3: 32}
+UNPARKED_AFTER = dt.timedelta(seconds=60)
 LONGEST_BACKOFF_S = 120
 USUAL_ATTEMPTS = 3
 LONGEST_HISTORY = 10
@@ -62,7 +63,8 @@ class Model:
     def boundaries(self) -> list[dt.datetime]:
         """The moments at which something will be allowed that is not allowed now, or the other way round."""
         ends = [job["lease"]["expires"] for job in self.jobs.values() if self.holder(job)]
-        ends += [job["not_before"] for job in self.jobs.values() if "not_before" in job]
+        ready = [job["not_before"] for job in self.jobs.values() if "not_before" in job]
+        ends += [*ready, *(moment + UNPARKED_AFTER for moment in ready)]
         return sorted({end for end in ends if end >= self.now})
 
     def _waits(self, job: Doc) -> bool:
@@ -142,6 +144,12 @@ class Model:
             job["artifacts"] = [one for one in job["artifacts"] if one["kind"] != "model"]
             job.update(models_removed=True, version=job["version"] + 1)
         return pruned
+
+    def unpark(self) -> None:
+        for job in [job for job in self.jobs.values() if job["state"] == NEW]:
+            if job["owner"] == PARKED and job["not_before"] + UNPARKED_AFTER <= self.now:
+                del job["not_before"]
+                job.update(owner=None, version=job["version"] + 1)
 
     def reap(self, is_due: Callable[[Doc], bool] = lambda _: True) -> list[tuple[int, str]]:
         reaped = []

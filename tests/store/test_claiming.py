@@ -8,8 +8,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from pymongo import MongoClient, monitoring
 
+from hyperfarm.errors import OutcomeUnknown
 from hyperfarm.jobs import Claim, JobState
 from hyperfarm.mongo import normalise_url
 from hyperfarm.store import Store, new_token
@@ -141,6 +143,15 @@ def test_a_claim_of_unknown_outcome_is_found_by_its_token(store: Store) -> None:
     assert (found.job_id, found.lease, found.doc) == (held.job_id, held.lease, held.doc)
     store.finish(held, JobState.DONE, OK)
     assert store.claimed(held.lease.token) is None
+
+
+def test_no_token_holds_two_jobs(store: Store) -> None:
+    queue(store, 2)
+    held = claim(store)
+    with pytest.raises(OutcomeUnknown, match="given up"):
+        store.claim(KEY, worker="w1", owner="w1:1", token=held.lease.token, lease_s=60)
+    assert store.claimed(held.lease.token) == held
+    assert claim(store).tid == held.tid + 1, "the other job has stayed in the queue"
 
 
 def test_names_of_workers_and_values_of_users_are_no_expressions(store: Store) -> None:

@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 
 from hyperfarm.errors import LeaseLost
 from hyperfarm.jobs import Claim, Event, JobState
-from hyperfarm.reaping import SECOND_LOOK_S, Reaper
+from hyperfarm.reaping import FOREIGN_EVERY_S, SECOND_LOOK_S, Reaper
 from hyperfarm.store import Store, new_token
 from tests.making import KEY, job
 from tests.store.clocked import MS, ClockedStore
@@ -83,6 +83,7 @@ class Farm(RuleBasedStateMachine):
         self.seconds = 0.0  # of the reapers' own clocks
         self.reapers = [Reaper(self.store, lambda: self.seconds) for _ in range(2)]
         self.seen: list[dict[Any, float]] = [{}, {}]
+        self.next_unpark = [-math.inf, -math.inf]
         self.before: dict[Any, dict[str, Any]] = {}
 
     @initialize(count=st.integers(1, 4), lease_s=LEASES_S)
@@ -136,7 +137,7 @@ class Farm(RuleBasedStateMachine):
     def go_to(self, moment: dt.datetime) -> None:
         self.store.time = self.model.now = max(moment, self.model.now)
 
-    @rule(seconds=st.sampled_from([0.0, 0.125, SECOND_LOOK_S - 0.125, SECOND_LOOK_S]))
+    @rule(seconds=st.sampled_from([0.0, 0.125, SECOND_LOOK_S - 0.125, SECOND_LOOK_S, FOREIGN_EVERY_S]))
     def let_reapers_wait(self, seconds: float) -> None:
         self.seconds += seconds
 
@@ -178,6 +179,9 @@ class Farm(RuleBasedStateMachine):
         expected = self.model.reap(is_due)
         assert self.reaped(self.reapers[which].look()) == sorted(expected)
         self.seen[which] = seen
+        if self.seconds >= self.next_unpark[which]:
+            self.next_unpark[which] = self.seconds + FOREIGN_EVERY_S
+            self.model.unpark()
 
     # ---- workers and zombies -----------------------------------------------------------------------
 

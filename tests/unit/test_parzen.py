@@ -26,7 +26,9 @@ def density(mixture: Mixture, space: Space, points: list[Point]) -> Any:
 
 @settings(max_examples=100, deadline=None)
 @given(spaces(), st.integers(0, 12), SEEDS)
-def test_over_a_finite_space_it_sums_to_one(made: tuple[list[Any], list[Point]], trials: int, seed: int) -> None:
+def test_over_a_finite_space_it_sums_to_one(
+    made: tuple[list[Any], list[Point]], trials: int, seed: int
+) -> None:
     expression, points = made
     space = compile_space(expression)
     rng = np.random.default_rng(seed)
@@ -68,7 +70,9 @@ def test_over_a_continuous_parameter_it_integrates_to_one(kind: str, trials: int
 def test_over_quantised_values_it_sums_to_one(node: Any, trials: int, seed: int) -> None:
     space = compile_space([node])
     mixture = Mixture(space, space.sample(np.random.default_rng(seed), trials))
-    steps = space.columns[0].steps or ((-200, 200) if space.columns[0].distribution == "qnormal" else (0, 60_000))
+    steps = space.columns[0].steps or (
+        (-200, 200) if space.columns[0].distribution == "qnormal" else (0, 60_000)
+    )
     rows = np.arange(steps[0], steps[1] + 1)[:, None] * space.columns[0].q
     assert np.exp(mixture.log_density(rows)).sum() == pytest.approx(1, abs=1e-4)
 
