@@ -53,10 +53,17 @@ def _atpe() -> Suggest:
     return suggest
 
 
+def _hyperopt_tpe() -> Suggest:
+    from hyperfarm.controller.hyperopt_tpe import suggest
+
+    return suggest
+
+
 NAMES: dict[str, Callable[[], Suggest]] = {
     "tpe": _tpe,
     "rand": _rand,
     "anneal": _anneal,
+    "hyperopt-tpe": _hyperopt_tpe,
     "grid": _grid,
     "atpe": _atpe,
 }
@@ -78,10 +85,9 @@ def with_grid_points(algo: str | Suggest | None, points: int | None) -> str | Su
 
 
 def resolve(algo: str | Suggest | None) -> tuple[str, Suggest]:
-    """Return (a name to show, the function).
+    """Return (a name to show, the function); a function is used as it is, hyperopt's own too.
 
-    hyperopt's own `tpe.suggest`, also with arguments bound by functools.partial, becomes ours: with no
-    trial running both choose the same point. Raises UsageError for what is not an algorithm.
+    Raises UsageError for what is not an algorithm.
     """
     if algo is None:
         algo = DEFAULT
@@ -98,7 +104,7 @@ def resolve(algo: str | Suggest | None) -> tuple[str, Suggest]:
         raise UsageError(f"no search algorithm is called {algo!r}; {hint}")
     if not callable(algo):
         raise UsageError(f"algo must be a name or a function like hyperopt's tpe.suggest, not {algo!r}")
-    return _name_of(algo), _aware_of_running(algo)
+    return _name_of(algo), algo
 
 
 def _grid_with(points: str) -> Suggest:
@@ -132,21 +138,9 @@ def _imported(name: str) -> Suggest:
     return found  # type: ignore[no-any-return]
 
 
-def _aware_of_running(algo: Suggest) -> Suggest:
-    from hyperopt import tpe
-
-    from hyperfarm.controller.tpe import suggest
-
-    if algo is tpe.suggest:
-        return suggest
-    if isinstance(algo, functools.partial) and algo.func is tpe.suggest:
-        return functools.partial(suggest, *algo.args, **algo.keywords)
-    return algo
-
-
 def _name_of(algo: Any) -> str:
     if isinstance(algo, functools.partial):
         return _name_of(algo.func)
     if getattr(algo, "__module__", "").startswith("hyperopt."):
-        return str(algo.__module__).removeprefix("hyperopt.")
+        return str(algo.__module__)
     return f"{getattr(algo, '__module__', '?')}:{getattr(algo, '__qualname__', type(algo).__name__)}"

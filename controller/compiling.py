@@ -102,7 +102,7 @@ def _parents_first(found: dict[str, _Found]) -> list[str]:
 
 def _column(label: str, found: _Found, conditions: tuple[Conjunction, ...]) -> Column:
     node, is_choice = found.node, found.is_choice
-    arguments = _arguments(label, node)
+    arguments = arguments_of(label, node)
     if node.name == "categorical":
         return _choice(label, np.ravel(arguments["p"]), conditions)
     if node.name == "randint":
@@ -133,8 +133,11 @@ def _column(label: str, found: _Found, conditions: tuple[Conjunction, ...]) -> C
     return Column(label=label, distribution=node.name, low=low, high=high, q=q, conditions=conditions)
 
 
-def _arguments(label: str, node: Any) -> dict[str, Any]:
-    """The evaluated arguments of a distribution, by name."""
+def arguments_of(label: str, node: Any) -> dict[str, Any]:
+    """The evaluated arguments of a distribution, by name.
+
+    Raises UsageError when one of them depends on another parameter.
+    """
     from hyperopt.pyll import dfs, rec_eval
     from hyperopt.pyll.base import MissingArgument
 

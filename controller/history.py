@@ -25,8 +25,9 @@ class History:
 
     A trial is turned into a row once. `tids` (n,), `rows` (n, columns) and `losses` (n,) are those of the finished
     trials, with infinity as the loss of one that failed, was pruned, or has no number as its loss; `running`
-    (m, columns) are those that wait or run. Cancelled trials are left out, and so are those that today's space
-    does not hold: each is named in the log once. The arrays are replaced, never changed.
+    (m, columns) are those that wait or run. `docs` and `running_docs` are the documents behind the rows. Cancelled
+    trials are left out, and so are those that today's space does not hold: each is named in the log once. The
+    arrays and lists are replaced, never changed.
     """
 
     def __init__(self, space: Space) -> None:
@@ -39,8 +40,10 @@ class History:
         self.tids: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self.rows: Rows = np.empty((0, width))
         self.losses: Rows = np.empty(0)
+        self.docs: list[JobDoc] = []
         self.running: Rows = np.empty((0, width))
         self._keys: set[bytes] = set()
+        self.running_docs: list[JobDoc] = []
         self._finished: dict[int, JobDoc] = {}
         self._open: dict[int, tuple[JobDoc, Rows | None]] = {}
 
@@ -65,8 +68,9 @@ class History:
             fresh = [*self._finished_now(docs)]
             self._clear()
         self._open = still_open
-        there = [row for _, (_, row) in sorted(still_open.items()) if row is not None]
-        self.running = np.array(there).reshape(len(there), len(self.space.columns))
+        there = [(doc, row) for _, (doc, row) in sorted(still_open.items()) if row is not None]
+        self.running = np.array([row for _, row in there]).reshape(len(there), len(self.space.columns))
+        self.running_docs = [doc for doc, _ in there]
         self._take(fresh)
 
     @staticmethod
@@ -76,10 +80,11 @@ class History:
     def _take(self, fresh: list[JobDoc]) -> None:
         """Add finished trials in the order of their ids."""
         self._finished.update((doc["tid"], doc) for doc in fresh)
-        found = [(doc["tid"], row, loss_of(doc)) for doc in fresh if (row := self._row(doc)) is not None]
+        found = [(doc, doc["tid"], row, loss_of(doc)) for doc in fresh if (row := self._row(doc)) is not None]
         if not found:
             return
-        tids, rows, losses = zip(*found, strict=True)
+        docs, tids, rows, losses = zip(*found, strict=True)
+        self.docs = [*self.docs, *docs]
         self.tids = np.concatenate([self.tids, np.array(tids, dtype=np.int64)])
         self.rows = np.concatenate([self.rows, np.array(rows)])
         self._keys.update(row.tobytes() for row in rows)
@@ -87,6 +92,7 @@ class History:
         if np.any(np.diff(self.tids) < 0):
             order = np.argsort(self.tids, kind="stable")
             self.tids, self.rows, self.losses = self.tids[order], self.rows[order], self.losses[order]
+            self.docs = [self.docs[place] for place in order]
 
     def holds(self, row: Rows) -> bool:
         """True when a finished trial has tried this row (columns,)."""
