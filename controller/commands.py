@@ -32,7 +32,9 @@ DEFAULT_MAX_EVALS = 20
 @click.argument("target", metavar="FILE.py|module:function")
 @mongo_option
 @click.option("--exp-key", default=None, help="Name of the experiment (default: the file's name).")
-@click.option("--algo", default="tpe", show_default=True, help="tpe, rand, anneal, or module:function.")
+@click.option(
+    "--algo", default="tpe", show_default=True, help="tpe, hyperopt-tpe, rand, anneal, or module:function."
+)
 @click.option("--max-evals", type=int, default=None,
               help="Number of trials (default: 20, or what the experiment has).")  # fmt: skip
 @click.option("--timeout", type=float, default=None, help="Stop after this many seconds.")
