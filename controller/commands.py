@@ -36,7 +36,7 @@ DEFAULT_MAX_EVALS = 20
 @mongo_option
 @click.option("--exp-key", default=None, help="Name of the experiment (default: the file's name).")
 @click.option("--algo", default="tpe", show_default=True,
-              help="tpe, rand, anneal, grid, atpe, optuna:NAME (Optuna's samplers), or module:function.")  # fmt: skip
+              help="tpe, hyperopt-tpe, rand, anneal, grid, atpe, optuna:NAME, or module:function.")  # fmt: skip
 @click.option("--grid-points", type=int, default=None,
               help="With grid: number of values of a continuous parameter.")  # fmt: skip
 @click.option("--max-evals", type=int, default=None,

@@ -96,7 +96,7 @@ def fit(points: Rows, owners: NDArray[np.intp], targets: Rows) -> Process:
         except LinAlgError:
             return 1e10, np.zeros_like(theta)
         alpha = cho_solve((factor, True), targets, check_finite=False)
-        scale = float(targets @ alpha)
+        scale = max(float(targets @ alpha), 1e-12)  # 0 when all targets are equal.
         inverse = dpotri(factor, lower=1)[0]
         value = 0.5 * n * np.log(scale / n) + np.log(np.diag(factor)).sum()
         inner = (inverse[lower] - (n / scale) * alpha[lower[0]] * alpha[lower[1]]) * (1 + root) * decay

@@ -7,6 +7,8 @@ Klein and Hutter 2018, BOHB; Watanabe 2023, arXiv 2304.11127).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
@@ -17,7 +19,7 @@ PRIOR_WEIGHT = 1.0
 """The prior's share of a mixture, in trials."""
 WIDEST = 0.2
 NARROWEST = 0.01
-"""Limits of a kernel's standard deviation, as a part of the range (of four standard deviations of a normal kind)."""
+"""A kernel's standard deviation with one trial, and the least, as a part of the range (normal kinds: of 4 sigma)."""
 _NORMAL_RANGE = 4.0
 _TINY = 1e-300
 
@@ -98,13 +100,13 @@ def _between(low: Rows, high: Rows) -> Rows:
     return np.asarray(ndtr(np.where(flip, -low, high)) - ndtr(np.where(flip, -high, low)))
 
 
-def _bandwidth(column: Column, latent: Rows, width: int) -> float:
-    """Scott's rule (1992, "Multivariate Density Estimation") for the spread there is, within limits."""
+def _bandwidth(column: Column, trials: int, width: int) -> float:
+    """Standard deviation of a kernel, by the rate of Scott (1992, "Multivariate Density Estimation"), as in Optuna 5.
+
+    Not by the spread of the trials: good ones that lie close together would draw ever more trials to where they are.
+    """
     unit = 1.0 if column.is_bounded else _NORMAL_RANGE
-    if not len(latent):
-        return WIDEST * unit
-    spread = float(latent.std()) * len(latent) ** (-1 / (width + 4))
-    return float(np.clip(spread, NARROWEST * unit, WIDEST * unit))
+    return max(WIDEST * math.pow(max(trials, 1), -1 / (width + 4)), NARROWEST) * unit
 
 
 class _Block:
@@ -122,9 +124,7 @@ class _Block:
         self.numbers = self._columns.keys()
         latent = self._latent(rows)
         width = len(space.columns)
-        self._bandwidths = np.array(
-            [_bandwidth(column, latent[:, k], width) for k, column in enumerate(self._columns.values())]
-        )
+        self._bandwidths = np.array([_bandwidth(one, len(rows), width) for one in self._columns.values()])
         bounded = np.array([column.is_bounded for column in self._columns.values()], dtype=bool)
         self._centres = latent / self._bandwidths
         inside = ndtr((1 / self._bandwidths - self._centres)[:, bounded]) - ndtr(-self._centres[:, bounded])
@@ -208,4 +208,4 @@ def _kernel(column: Column, values: Rows, width: int) -> _Options | _Normal:
     known = values[~np.isnan(values)]
     if column.is_categorical:
         return _Options(column, values, len(known))
-    return _Normal(column, values, _bandwidth(column, column.to_latent(known), width))
+    return _Normal(column, values, _bandwidth(column, len(known), width))

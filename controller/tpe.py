@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from hyperfarm.controller.candidates import near
 from hyperfarm.controller.gaussian_process import Belief, Process, embed, fit
@@ -22,6 +23,8 @@ from hyperfarm.controller.parzen import Mixture
 from hyperfarm.controller.points import doc_of_point
 from hyperfarm.controller.space import Rows
 from hyperfarm.jobs import JobDoc
+
+_blas = ThreadpoolController()
 
 N_STARTUP = 8
 """So many trials are finished before a model chooses."""
@@ -51,6 +54,13 @@ def suggest(new_ids: list[int], domain: Any, trials: Any, seed: int) -> list[Job
     Raises UsageError for a space that cannot be compiled (`compile_space`).
     """
     history = history_of(trials, domain)
+    with _blas.limit(
+        limits=1
+    ):  # Matrices this small are slower with several threads, far slower on a busy host.
+        return _suggest(new_ids, domain, trials, history, seed)
+
+
+def _suggest(new_ids: list[int], domain: Any, trials: Any, history: History, seed: int) -> list[JobDoc]:
     rng = np.random.default_rng(seed)
     docs: list[JobDoc] = []
     pending = history.running
@@ -150,9 +160,11 @@ def _standardized(losses: Rows) -> Rows:
     more than that the point is bad, as does a failure.
     """
     known = np.isfinite(losses)
-    low, middle = losses[known].min(), float(np.median(losses[known]))
-    top = middle + 2 * (middle - low) if middle > low else losses[known].max()
-    values = np.minimum(np.where(np.isneginf(losses), low, np.where(known, losses, math.inf)), top)
+    largest = float(np.abs(losses[known]).max()) or 1.0
+    low, middle = losses[known].min() / largest, float(np.median(losses[known])) / largest
+    top = middle + 2 * (middle - low) if middle > low else losses[known].max() / largest
+    top = top if top > low else low + 1.0  # All equal; failures are worse.
+    values = np.minimum(np.where(np.isneginf(losses), low, losses / largest), top)
     deviation = float(values.std())
     standardized: Rows = (values - values.mean()) / (deviation if deviation > 0 else 1.0)
     return standardized

@@ -202,6 +202,23 @@ def test_so_it_is_while_the_history_grows_and_shrinks(space: Any, results: list[
         assert_same_point(domain, trials, seed, n_startup_jobs=0)
 
 
+@pytest.mark.parametrize(
+    "one",
+    [
+        hp.uniform("p", -1, 2), hp.quniform("p", -1, 2, 0.4), hp.uniformint("p", 0, 9),
+        hp.loguniform("p", -7, 1), hp.qloguniform("p", -4, 1.5, 0.5), hp.qloguniform("p", 1, 5, 3),
+        hp.normal("p", 1, 3), hp.qnormal("p", 1, 3, 0.5),
+        hp.lognormal("p", 0.5, 2), hp.qlognormal("p", -0.5, 1, 0.5),
+        hp.randint("p", 7), hp.randint("p", -3, 4), hp.choice("p", "abc"),
+        hp.pchoice("p", [(0.1, "a"), (0.0, "b"), (0.9, "c")]),
+    ],
+)  # fmt: skip
+def test_so_it_is_for_each_kind(one: Any) -> None:
+    domain = Domain(lambda point: 0.0, one)
+    for seed in range(5):
+        assert_same_point(domain, history(domain, losses(130, seed), seed), seed, gamma=0.5)
+
+
 @pytest.mark.parametrize("count", [0, 1, 19, 20, 21, 60, 700])
 def test_so_it_is_after_any_number_of_trials(domain: Domain, count: int) -> None:
     trials = history(domain, losses(count))
