@@ -122,6 +122,7 @@ class Belief:
     """What a process believes of the loss; trials still running are believed to end with the mean that it expects.
 
     So a running point attracts no second one (Ginsbourger, Le Riche and Carraro 2010: the "Kriging believer").
+    `means` (n,) are the losses that it believes in at the observed points, without their noise; `best` is the least.
     """
 
     def __init__(self, process: Process, points: Rows, targets: Rows, running: Rows) -> None:
@@ -138,8 +139,10 @@ class Belief:
         weights = solve_triangular(head, half, lower=True, trans=1, check_finite=False)
         self._weights = np.concatenate([weights, np.zeros(len(running))])
         self._points = everything
-        means = process.covariance(everything, points) @ weights
-        self.best = float(means.min())
+        self.means = process.covariance(points, points) @ weights
+        self.best = float(
+            min(self.means.min(), (process.covariance(running, points) @ weights).min(initial=np.inf))
+        )
 
     def predict(self, points: Rows) -> tuple[Rows, Rows]:
         """Mean and standard deviation (without noise) at points, both (n,)."""

@@ -138,7 +138,9 @@ def _by_process(history: History, running: Rows, rng: np.random.Generator) -> Ro
     targets = _standardized(history.losses)
     process = _process(history, points, owners, targets)
     belief = Belief(process, points, targets, embed(space, running)[0])
-    best = np.argsort(history.losses, kind="stable")[:PARENTS]
+    best = np.argsort(belief.means, kind="stable")[
+        :PARENTS
+    ]  # A lucky loss of a noisy objective is not the best.
     parents = rows[rng.choice(best, NEAR_CANDIDATES)]
     steps = 10 ** rng.uniform(-2.5, -0.3, NEAR_CANDIDATES)
     candidates = near(space, rng, parents, steps, rng.uniform(size=NEAR_CANDIDATES))
