@@ -110,21 +110,22 @@ def minimize(
     """Minimize `objective` over a hyperopt space on the farm, and return what was found.
 
     Exactly `max_evals` trials finish (None: no limit), whatever dies meanwhile; calling again carries on
-    where the search stood. `algo` is a name (tpe, rand, anneal, grid, atpe, optuna:NAME, module:function) or a
-    function like hyperopt's `tpe.suggest`; the grid has `grid_points` values of each continuous parameter, and
-    ends by itself. `exp_key` names the experiment (default: the function's name). `mongo` is the
-    database (default: as for the command line, else a private one). `workers` slots run on this machine
-    (default: 1 with the private database, else 0: workers are elsewhere). `timeout` in seconds: returns
-    then, queued trials are withdrawn, running ones are left to their workers. `early_stop_fn` is called as
-    hyperopt calls it, once for each trial that ends with a loss. `points_to_evaluate` (dicts, label to value; of
-    a choice, the index of the option) are the first trials of the experiment. The algorithm also learns from the
-    finished trials of the experiments `warm_start`, as far as the spaces agree. At most `max_concurrent` trials
-    wait or run at once. A changed objective or
-    space under the same `exp_key` is refused unless `replace_code`, another `max_evals` unless `extend`.
-    A trial that runs longer than `trial_timeout` seconds, or whose processes hold more than `trial_memory`
-    (bytes, "500M", "2G"), is stopped and fails; one whose process or worker dies is tried `max_attempts`
-    times. `keep_models` keeps the models of that many best trials ("all", "none"). MongoDB may be away for
-    `patience` seconds. `include` names further files that the objective needs.
+    where the search stood. `algo` is a name (tpe, hyperopt-tpe, rand, anneal, grid, atpe, optuna:NAME,
+    module:function; docs/search.md says which) or a function like hyperopt's `tpe.suggest`; the grid has
+    `grid_points` values of each continuous parameter, and ends by itself. `exp_key` names the experiment
+    (default: the function's name). `mongo` is the database (default: as for the command line, else a
+    private one). `workers` slots run on this machine (default: 1 with the private database, else 0:
+    workers are elsewhere). `timeout` in seconds: returns then, queued trials are withdrawn, running ones
+    are left to their workers. `early_stop_fn` is called as hyperopt calls it, once for each trial that
+    ends with a loss. `points_to_evaluate` (dicts, label to value; of a choice, the index of the option)
+    are the first trials of the experiment. The algorithm also learns from the finished trials of the
+    experiments `warm_start`, as far as the spaces agree. At most `max_concurrent` trials wait or run at
+    once. A changed objective or space under the same `exp_key` is refused unless `replace_code`, another
+    `max_evals` unless `extend`. A trial that runs longer than `trial_timeout` seconds, or whose processes
+    hold more than `trial_memory` (bytes, "500M", "2G"), is stopped and fails; one whose process or worker
+    dies is tried `max_attempts` times. `keep_models` keeps the models of that many best trials ("all",
+    "none"). MongoDB may be away for `patience` seconds. `include` names further files that the objective
+    needs.
 
     Raises HyperfarmError with a sentence that says what to do; KeyboardInterrupt after Ctrl-C, with all
     finished trials kept.
