@@ -123,7 +123,7 @@ def _results(history: History) -> list[dict[str, Any]]:
         if not space.is_possible(row):
             continue
         result = {"trial": int(tid), "status": "ok", "loss": float(loss), "log": "", "time": 0.0}
-        dice = np.random.default_rng(int(tid))
+        dice = np.random.default_rng(int(tid) % 2**63)  # Evidence of other searches has ids below 0.
         for number, (column, value) in enumerate(zip(space.columns, row.tolist(), strict=True)):
             there = value if value == value else column.sample(dice, 1).item()
             result[f"p{number}"] = _to_flat(column, there)

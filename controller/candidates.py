@@ -14,7 +14,7 @@ def near(space: Space, rng: np.random.Generator, parents: Rows, steps: Rows, sha
     """One row near each of `parents` (n, columns), where the space allows.
 
     Each active parameter moves with probability `share` (n,), at least one of them: numbers by a normal step of
-    `steps` (n,) times their range, never to the same value of a quantised kind; choices to another option of the
+    `steps` (n,) times their range, never to the same value of a quantised kind; choices are drawn anew from the
     prior. Parameters that become active are drawn from the prior.
     """
     size, width = parents.shape
@@ -42,16 +42,15 @@ def _moved(column: Column, rng: np.random.Generator, values: Rows, steps: Rows) 
     latent = column.to_latent(values)
     step = steps * rng.standard_normal(len(values))
     if not column.is_bounded:
-        return column.from_latent(latent + _NORMAL_SPREAD * step)
-    target = latent + step
-    target = np.abs(target)  # Reflected at both ends.
-    target = np.where(target > 1, np.abs(2 - target), target)
-    moved = column.from_latent(np.clip(target, 0, 1))
+        moved = column.from_latent(latent + _NORMAL_SPREAD * step)
+    else:
+        target = np.abs(latent + step)  # Reflected at both ends.
+        target = np.where(target > 1, np.abs(2 - target), target)
+        moved = column.from_latent(np.clip(target, 0, 1))
     if column.q is None:
         return moved
-    stuck = moved == values
-    one_on = values + np.where(step > 0, column.q, -column.q)
-    assert column.steps is not None
-    low, high = column.steps[0] * column.q, column.steps[1] * column.q
-    one_on = np.where((one_on < low) | (one_on > high), 2 * values - one_on, one_on)
-    return np.where(stuck, np.clip(one_on, low, high), moved)
+    k = np.round(values / column.q)
+    one_on = k + np.where(step > 0, 1, -1)
+    first, last = column.steps or (0 if column.is_log else -np.inf, np.inf)
+    one_on = np.where((one_on < first) | (one_on > last), 2 * k - one_on, one_on)
+    return np.where(moved == k * column.q, np.clip(one_on, first, last) * column.q, moved) + 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from hyperfarm.controller.space import ALWAYS, Column, Conjunction, Space
 from hyperfarm.errors import UsageError
 
 _UNIFORM = {"uniform", "quniform", "loguniform", "qloguniform"}
+_LARGEST = math.log(sys.float_info.max)
 _Way = frozenset[tuple[str, int]]
 _NORMAL = {"normal", "qnormal", "lognormal", "qlognormal"}
 
@@ -79,13 +81,20 @@ def _walk(expr: Any, way: tuple[tuple[str, int], ...], found: dict[str, _Found])
 
 def _simplified(ways: set[_Way], options: dict[str, range]) -> set[_Way]:
     """The same condition without choices that do not matter, as each of their options leads to the parameter."""
+    merged: set[_Way] | None = ways
+    while merged is not None:
+        ways, merged = merged, _merged_once(merged, options)
+    return {way for way in ways if not any(other < way for other in ways)}
+
+
+def _merged_once(ways: set[_Way], options: dict[str, range]) -> set[_Way] | None:
     for way in ways:
         for name, option in way:
             rest = way - {(name, option)}
             siblings = {rest | {(name, other)} for other in options[name]}
             if siblings <= ways:
-                return _simplified((ways - siblings) | {rest}, options)
-    return {way for way in ways if not any(other < way for other in ways)}
+                return (ways - siblings) | {rest}
+    return None
 
 
 def _parents_first(found: dict[str, _Found]) -> list[str]:
@@ -127,6 +136,11 @@ def _column(label: str, found: _Found, conditions: tuple[Conjunction, ...]) -> C
     low, high = numbers["low"], numbers["high"]
     if not low < high:
         raise UsageError(f"{label}: its range goes from {low:g} to {high:g}; the first must be the smaller")
+    if "log" in node.name and high > _LARGEST:
+        raise UsageError(
+            f"{label}: its range goes up to exp({high:g}), more than a number can be; {node.name} takes the "
+            "logarithms of the bounds"
+        )
     width = math.exp(high) - math.exp(low) if "log" in node.name else high - low
     if q is not None and q > width:
         raise UsageError(f"{label}: the step q is {q:g}, wider than the whole range ({width:g})")

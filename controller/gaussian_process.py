@@ -19,6 +19,8 @@ from hyperfarm.controller.space import Rows, Space
 
 SMALLEST_NOISE = 1e-6
 """Of the signal's variance; keeps the covariance matrix invertible."""
+FARTHEST = 100.0
+"""In standard deviations: beyond, all values of normal kinds are as far (else differences drown in rounding)."""
 FIT_STEPS = 25
 LENGTH_CENTRE, LENGTH_WIDTH = -0.7, 1.0
 """Prior of the logarithm of a lengthscale, less half the logarithm of the number of parameters. Short ones: little
@@ -45,7 +47,7 @@ def embed(space: Space, rows: Rows) -> tuple[Rows, NDArray[np.intp]]:
         else:
             latent = column.to_latent(np.where(inactive, 1.0, values))
             if not column.is_bounded:
-                latent = 0.5 + 0.25 * latent
+                latent = 0.5 + 0.25 * np.clip(latent, -FARTHEST, FARTHEST)
             part = np.where(inactive, 0.5, latent)[:, None]
         parts.append(part)
         owners += [number] * part.shape[1]

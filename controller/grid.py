@@ -215,7 +215,7 @@ def untried(space: Space, rows: Rows, rng: np.random.Generator) -> Rows | None:
         left = np.setdiff1d(np.arange(grid.size), np.fromiter(taken, dtype=np.int64))
         return grid.row(int(rng.choice(left)))
     while True:
-        index = min(int(rng.random() * grid.size), grid.size - 1)
+        index = int(rng.random() * 2**53) * grid.size >> 53
         if index not in taken:
             return grid.row(index)
 

@@ -48,7 +48,7 @@ class History:
         self._open: dict[int, tuple[JobDoc, Rows | None]] = {}
 
     def update(self, docs: Sequence[JobDoc]) -> None:
-        """Take in what has changed; `docs` are all trials of the search.
+        """Take in what has changed; `docs` are all trials of the search. A finished document never changes in place.
 
         Costs one look at each document, and a row for each that is new.
         """

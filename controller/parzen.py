@@ -156,20 +156,22 @@ class _Options:
     def __init__(self, column: Column, values: Rows, trials: int) -> None:
         options = len(column.probabilities)
         doubt = options / (trials + options)
-        self._chances = (1 - doubt) * np.eye(options) + doubt * np.array(column.probabilities)
-        self._logs = np.log(np.maximum(self._chances, _TINY))
+        self._doubt, self._column = doubt, column
+        others = doubt * np.array(column.probabilities)
+        self._others = np.log(np.maximum(others, _TINY))
+        self._same = np.log(np.maximum(1 - doubt + others, _TINY))
         self._options = np.nan_to_num(values).astype(np.intp)
 
     def add(self, terms: Rows, values: Rows) -> None:
         """Add the logarithms of all kernels at `values` (m,) to `terms` (m, trials)."""
-        terms += self._logs.T[values.astype(np.intp)].take(self._options, axis=1)
+        options = values.astype(np.intp)
+        same = options[:, None] == self._options
+        terms += np.where(same, self._same[options][:, None], self._others[options][:, None])
 
     def sample(self, rng: np.random.Generator, centres: Rows) -> Rows:
         """One value from the kernel around each centre."""
-        sums = np.cumsum(self._chances[centres.astype(np.intp)], axis=1)
-        draws = rng.uniform(size=len(centres)) * sums[:, -1]
-        options = np.minimum((sums <= draws[:, None]).sum(1), sums.shape[1] - 1)
-        return np.asarray(options, dtype=float)
+        drawn = self._column.sample(rng, len(centres))
+        return np.where(rng.uniform(size=len(centres)) < self._doubt, drawn, centres)
 
 
 class _Normal:

@@ -167,7 +167,7 @@ class Column:
         number = float(value)
         if not math.isfinite(number) or not self._holds(number):
             raise OutsideSpace(f"{self.label} is {value!r}; it must be {self.described}")
-        return number
+        return number if self.q is None else round(number / self.q) * self.q + 0.0
 
     def _holds(self, number: float) -> bool:
         slack = _TOLERANCE * max(1.0, abs(number))

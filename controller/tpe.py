@@ -83,7 +83,7 @@ def choose(history: History, running: Rows, rng: np.random.Generator) -> Rows:
         ranked = _by_densities(history, running, rng)
     begun = {row.tobytes() for row in running}
     for row in ranked:
-        if not (row.tobytes() in begun or history.holds(row)):
+        if history.space.is_possible(row) and not (row.tobytes() in begun or history.holds(row)):
             found: Rows = row
             return found
     if size(history.space) is None:
@@ -101,7 +101,7 @@ def _spread(history: History, running: Rows, rng: np.random.Generator) -> Rows:
         return rows
     points, _ = embed(history.space, np.concatenate([rows, others]))
     here, there = points[: len(rows)], points[len(rows) :]
-    nearest = np.min(((here[:, None] - there[None]) ** 2).sum(-1), axis=1)
+    nearest = np.array([((there - one) ** 2).sum(1).min() for one in here])
     return rows[np.argsort(-nearest, kind="stable")]
 
 
@@ -110,18 +110,20 @@ def _spread(history: History, running: Rows, rng: np.random.Generator) -> Rows:
 _processes: weakref.WeakKeyDictionary[History, tuple[bytes, Process]] = weakref.WeakKeyDictionary()
 
 
-def _process(history: History, points: Rows, owners: NDArray[np.intp], targets: Rows) -> Process:
+def _process(history: History, points: Rows, owners: NDArray[np.intp]) -> Process:
     """The process fitted to the first finished trials: refitted whenever there are a tenth more of them.
 
     Of more than FITTED_TRIALS: to the better half of so many, and to others evenly spaced in the order of losses.
     """
     count = following = N_STARTUP
-    while following <= len(targets):
+    while following <= len(points):
         count, following = following, following + max(1, following // 10)
-    key = history.tids[:count].tobytes()
+    losses = history.losses[:count]
+    key = history.rows[:count].tobytes() + losses.tobytes()
     known = _processes.get(history)
     if known is None or known[0] != key:
-        order = np.argsort(targets[:count], kind="stable")
+        targets = _standardized(losses)  # Of these alone: whenever it is fitted, it is the same process.
+        order = np.argsort(targets, kind="stable")
         if count > FITTED_TRIALS:
             half = FITTED_TRIALS // 2
             spaced = np.linspace(half, count - 1, FITTED_TRIALS - half).astype(int)
@@ -136,7 +138,7 @@ def _by_process(history: History, running: Rows, rng: np.random.Generator) -> Ro
     space, rows = history.space, history.rows
     points, owners = embed(space, rows)
     targets = _standardized(history.losses)
-    process = _process(history, points, owners, targets)
+    process = _process(history, points, owners)
     belief = Belief(process, points, targets, embed(space, running)[0])
     best = np.argsort(belief.means, kind="stable")[
         :PARENTS
@@ -162,6 +164,8 @@ def _standardized(losses: Rows) -> Rows:
     more than that the point is bad, as does a failure.
     """
     known = np.isfinite(losses)
+    if not known.any():
+        return np.zeros(len(losses))
     largest = float(np.abs(losses[known]).max()) or 1.0
     low, middle = losses[known].min() / largest, float(np.median(losses[known])) / largest
     top = middle + 2 * (middle - low) if middle > low else losses[known].max() / largest

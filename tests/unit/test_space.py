@@ -80,6 +80,7 @@ def test_conditions_that_do_not_matter_are_left_out() -> None:
         ([hp.uniform("x", 0, 1), hp.uniform("x", 0, 2)], "the same name: x"),
         ([scope.float(scope.hyperopt_param("x", scope.uniform(2, 1)))], "x: its range goes from 2 to 1"),
         ([hp.uniform("x", 0, float("nan"))], "x: its high is nan; it must be finite"),
+        ([hp.loguniform("x", 1, 1000)], r"x: its range goes up to exp\(1000\)"),
         ([hp.normal("x", 0, 0)], "x: sigma is 0; it must be above 0"),
         ([hp.quniform("x", 0, 1, 2)], "x: the step q is 2, wider than the whole range"),
         ([hp.quniform("x", 0, 1, 0)], "x: the step q is 0; it must be above 0"),

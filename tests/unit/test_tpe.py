@@ -93,6 +93,21 @@ def test_the_same_seed_and_history_give_the_same_point(
     assert tpe.suggest([99], domain, trials, 8)[0]["misc"]["vals"] != first[0]["misc"]["vals"]
 
 
+def test_a_search_that_was_carried_on_goes_the_same_way() -> None:
+    """Whatever was fitted on the way: a fresh controller at any moment suggests what the old one does."""
+    domain, trials, step = search({"x": hp.uniform("x", 0, 1), "y": hp.uniform("y", 0, 1)})
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        step(lambda p: (p["x"] - 0.3) ** 2 + (p["y"] - 0.6) ** 2 + 0.1 * rng.standard_normal())
+        if number % 4:
+            continue
+        fresh = Trials()
+        fresh.insert_trial_docs([dict(doc) for doc in trials._dynamic_trials])
+        fresh.refresh()
+        suggested = [tpe.suggest([99], domain, one, 7)[0]["misc"]["vals"] for one in (trials, fresh)]
+        assert suggested[0] == suggested[1], f"after {number + 1} trials"
+
+
 @pytest.mark.parametrize("process_trials", [0, 300])
 def test_what_runs_keeps_others_away(monkeypatch: pytest.MonkeyPatch, process_trials: int) -> None:
     monkeypatch.setattr(tpe, "PROCESS_TRIALS", process_trials)
@@ -192,3 +207,43 @@ def test_a_burst_is_as_good_as_one_at_a_time() -> None:
     docs = tpe.suggest([100, 101, 102], domain, trials, 5)
     assert [doc["tid"] for doc in docs] == [100, 101, 102]
     assert len({str(doc["misc"]["vals"]) for doc in docs}) == 3
+
+
+@pytest.mark.parametrize("process_trials", [0, 300])
+@pytest.mark.parametrize("written", [lambda k: k * 0.1, lambda k: k / 10], ids=["steps", "decimals"])
+def test_values_are_the_same_however_they_were_rounded(
+    monkeypatch: pytest.MonkeyPatch, process_trials: int, written: Callable[[int], float]
+) -> None:
+    monkeypatch.setattr(tpe, "PROCESS_TRIALS", process_trials)
+    domain, trials, _ = search({"x": hp.quniform("x", 0, 1, 0.1)})
+    for k in range(10):
+        doc = doc_of_point(trials, domain, k, {"x": written(k)})
+        doc |= {"state": JobState.DONE, "result": {"status": "ok", "loss": abs(k - 3)}}
+        trials.insert_trial_docs([doc])
+    trials.refresh()
+    assert {tpe.suggest([99], domain, trials, seed)[0]["misc"]["vals"]["x"][0] for seed in range(6)} == {1.0}
+
+
+@pytest.mark.parametrize("process_trials", [0, 300])
+def test_what_has_probability_0_is_not_suggested_even_if_it_was_best(
+    monkeypatch: pytest.MonkeyPatch, process_trials: int
+) -> None:
+    monkeypatch.setattr(tpe, "PROCESS_TRIALS", process_trials)
+    space = {"c": hp.pchoice("c", [(0.5, "a"), (0.5, "b"), (0.0, "z")]), "x": hp.uniform("x", 0, 1)}
+    domain, trials, step = search(space)
+    doc = doc_of_point(trials, domain, 77, {"c": 2, "x": 0.5})
+    doc |= {"state": JobState.DONE, "result": {"status": "ok", "loss": -9.0}}
+    trials.insert_trial_docs([doc])
+    trials.refresh()
+    assert {step(lambda p: p["x"])["c"] for _ in range(30)} == {0, 1}
+
+
+def test_points_far_out_do_not_stop_it() -> None:
+    domain, trials, step = search({"x": hp.normal("x", 0, 1)})
+    for number in range(6):
+        doc = doc_of_point(trials, domain, 100 + number, {"x": 3e6 * (1 + 1e-9 * number)})
+        doc |= {"state": JobState.DONE, "result": {"status": "ok", "loss": -1.0 - number}}
+        trials.insert_trial_docs([doc])
+    trials.refresh()
+    for _ in range(12):
+        step(lambda p: abs(p["x"]))
