@@ -21,6 +21,7 @@ from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 
 from hyperfarm.errors import BundleError
+from hyperfarm.syntax import parse
 
 DATA_LIMIT_BYTES = 1 << 20
 """The other files of one package travel if they are smaller than this, all together."""
@@ -88,7 +89,7 @@ def imports_of_source(source: str | bytes, package: str) -> list[Import]:
     `__import__("name")` with a literal name count; the body of `if TYPE_CHECKING:` does not.
     """
     try:
-        tree = ast.parse(source)
+        tree = parse(source)
     except (SyntaxError, ValueError):
         return []
     visitor = _ImportVisitor(package)

@@ -8,6 +8,7 @@ import types
 from collections.abc import Collection
 from typing import Any
 
+from hyperfarm.syntax import parse
 from hyperfarm.template_find import Definition
 from hyperfarm.template_source import Source
 
@@ -25,7 +26,7 @@ def compiled(source: Source, node: Definition | ast.expr, wires: Collection[str]
     The names in `wires` become variables of its closure, which are still empty; all others mean what they mean in
     `source`. Python's own rules of scope decide which uses of a name in `node` are meant.
     """
-    tree = ast.parse(_FRAME)
+    tree = parse(_FRAME)
     outer = tree.body[0]
     assert isinstance(outer, ast.FunctionDef)
     maker = outer.body[0]
@@ -65,7 +66,7 @@ def evaluate(source: Source, node: ast.expr) -> Any:
 
 def _import(source: Source, name: str, known: dict[str, Any]) -> bool:
     """Carry out the import, inside some function of the file, that gives `name` a meaning; False without one."""
-    for node in ast.walk(ast.parse(source.text)):
+    for node in ast.walk(parse(source.text)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 bound = alias.asname or (

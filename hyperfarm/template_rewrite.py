@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hyperfarm.syntax import parse
 from hyperfarm.template_find import CHOICES, Template, options_argument
 
 POINT_NAME = "space"
@@ -72,7 +73,9 @@ def thunk(body: ast.expr, arguments: Sequence[str] = ()) -> ast.Lambda:
 
 def _second_ones(pairs: ast.expr) -> ast.expr:
     """`[pair[1] for pair in pairs]`: the options of a pchoice."""
-    made = ast.parse("[pair[1] for pair in None]", mode="eval").body
+    statement = parse("[pair[1] for pair in None]").body[0]
+    assert isinstance(statement, ast.Expr)
+    made = statement.value
     assert isinstance(made, ast.ListComp)
     made.generators[0].iter = pairs
     for node in ast.walk(made):  # It stands in the place of `pairs`, not on line 1.

@@ -18,6 +18,7 @@ from typing import Any
 
 from hyperfarm.errors import UsageError
 from hyperfarm.sources import is_own
+from hyperfarm.syntax import parse
 from hyperfarm.template_find import Definition
 from hyperfarm.template_rewrite import own_nodes
 
@@ -160,7 +161,7 @@ def _definition(text: str, code: types.CodeType, thing: Any, *, exact: bool = Tr
 @functools.lru_cache(maxsize=16)
 def _parsed(text: str) -> ast.Module:
     """The tree of a text, made once for all functions of a file. Nobody may change it."""
-    return ast.parse(text)
+    return parse(text)
 
 
 def _arguments(node: ast.FunctionDef) -> tuple[str, ...]:

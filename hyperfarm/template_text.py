@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING
 
+from hyperfarm.syntax import parse
 from hyperfarm.template_rewrite import as_hyperopt
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def describe(search: TemplateSearch) -> str:
 
 def module_text(search: TemplateSearch) -> str:
     """A valid Python module: imports, data(), the rewritten functions and model, and the space as hyperopt has it."""
-    tree = ast.parse(search.source.text)
+    tree = parse(search.source.text)
     imports = [
         node
         for node in tree.body

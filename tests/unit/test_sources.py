@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import sysconfig
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -185,3 +188,21 @@ def test_what_is_included(tmp_path: Path) -> None:
     assert set(files) == {"data/a.csv", "plug.py", "dep_u.py", "c/d.txt"}
     with pytest.raises(BundleError, match="no file or folder nowhere to include"):
         find_sources(include=[Path("nowhere")], folder=tmp_path)
+
+
+def test_several_threads_read_at_once() -> None:
+    text = "import one_u\n" + "x = [y + (1, 2, {3: x}) for y in x if x]\n" * 60
+    thresholds = gc.get_threshold()
+
+    def another_thread_comes_in(*_: object) -> None:
+        time.sleep(0.0001)
+
+    gc.callbacks.append(another_thread_comes_in)
+    gc.set_threshold(200, 1000, 1000)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda _: imports_of_source(text, ""), range(12)))
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(another_thread_comes_in)
+    assert found == [[Import(module="one_u")]] * 12
