@@ -235,10 +235,14 @@ def test_no_more_trials_run_at_once_than_asked_for(mongo_url: str, store: Store,
     def noted(point: dict[str, Any]) -> float:
         import time
 
-        for sign in (1, -1):
-            with open(journal, "a") as out:
-                out.write(f"{time.monotonic()} {sign}\n")
-            time.sleep(0.1 if sign > 0 else 0)
+        with open(journal, "a") as out:
+            out.write(f"{time.monotonic()} 1\n")
+        deadline = time.monotonic() + 60  # The first waits for the second, which may run beside it.
+        while journal.read_text().count(" 1\n") < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        with open(journal, "a") as out:
+            out.write(f"{time.monotonic()} -1\n")
         return float(point["x"])
 
     search(mongo_url, "k", objective=noted, max_evals=20, workers=5, max_concurrent=2)
