@@ -28,6 +28,11 @@ _TOLERANCE = 1e-9
 """Relative: exp(log(x)) and k * q are not exact."""
 
 
+def clipped(values: Rows, low: float, high: float) -> Rows:
+    """What `np.clip` returns, in half the time for a few values."""
+    return np.minimum(np.maximum(values, low), high)
+
+
 class OutsideSpace(UsageError):
     """A point that the space does not hold; the message names the parameter."""
 
@@ -51,15 +56,15 @@ class Column:
     probabilities: tuple[float, ...] = ()
     conditions: tuple[Conjunction, ...] = ALWAYS
 
-    @property
+    @cached_property
     def is_categorical(self) -> bool:
         return self.distribution == "categorical"
 
-    @property
+    @cached_property
     def is_log(self) -> bool:
         return "log" in self.distribution
 
-    @property
+    @cached_property
     def is_bounded(self) -> bool:
         """False for the normal kinds."""
         return not self.distribution.endswith("normal")
@@ -116,7 +121,7 @@ class Column:
             with np.errstate(divide="ignore", invalid="ignore"):
                 t = np.log(np.maximum(values, floor))
         if self.is_bounded:
-            return np.clip((t - self.low) / (self.high - self.low), 0.0, 1.0)
+            return clipped((t - self.low) / (self.high - self.low), 0.0, 1.0)
         return (t - self.mu) / self.sigma
 
     def from_latent(self, latent: Rows) -> Rows:
@@ -124,14 +129,14 @@ class Column:
         if self.is_categorical:
             return latent
         if self.is_bounded:
-            t = self.low + np.clip(latent, 0.0, 1.0) * (self.high - self.low)
+            t = self.low + clipped(latent, 0.0, 1.0) * (self.high - self.low)
         else:
             t = self.mu + latent * self.sigma
         values = np.exp(t) if self.is_log else t
         if self.q is None:
             return values
         k = np.round(values / self.q)
-        return (np.clip(k, *self.steps) if self.steps is not None else k) * self.q + 0.0  # Never -0.0.
+        return (clipped(k, *self.steps) if self.steps is not None else k) * self.q + 0.0  # Never -0.0.
 
     def cell(self, values: Rows) -> tuple[Rows, Rows]:
         """The ends, in latent coordinates, of what is rounded to each value of a quantised kind."""
@@ -142,7 +147,7 @@ class Column:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     t = np.log(np.maximum(t, 0.0))
             if self.is_bounded:
-                ends.append(np.clip((t - self.low) / (self.high - self.low), 0.0, 1.0))
+                ends.append(clipped((t - self.low) / (self.high - self.low), 0.0, 1.0))
             else:
                 ends.append((t - self.mu) / self.sigma)
         return ends[0], ends[1]
