@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from hyperfarm.controller.space import ALWAYS, Column, Rows, Space
+from hyperfarm.controller.space import ALWAYS, Column, Rows, Space, clipped
 
 PRIOR_WEIGHT = 1.0
 """The prior's share of a mixture, in trials."""
@@ -46,12 +46,15 @@ class Mixture:
         chosen = rng.choice(len(self._log_weights), size=size, p=np.exp(self._log_weights))
         rows = np.full((size, len(self.space.columns)), np.nan)
         centres = np.concatenate([self.rows, rows[:1]])[chosen]
+        self._block.sample(rng, centres, rows)
         for number, column in enumerate(self.space.columns):
-            drawn = column.sample(rng, size)
-            known = ~np.isnan(centres[:, number])
-            kernel = self._kernels.get(number) or self._block.kernel(number)
-            drawn[known] = kernel.sample(rng, centres[known, number])
-            rows[:, number] = np.where(self.space.is_active(rows, number), drawn, np.nan)
+            active = self.space.is_active(rows, number) & np.isnan(rows[:, number])
+            known = active & ~np.isnan(centres[:, number])
+            fresh = active & ~known
+            if known.any():
+                rows[known, number] = self._kernels[number].sample(rng, centres[known, number])
+            if fresh.any():
+                rows[fresh, number] = column.sample(rng, int(fresh.sum()))
         return rows
 
     def log_density(self, rows: Rows) -> Rows:
@@ -126,6 +129,7 @@ class _Block:
         width = len(space.columns)
         self._bandwidths = np.array([_bandwidth(one, len(rows), width) for one in self._columns.values()])
         bounded = np.array([column.is_bounded for column in self._columns.values()], dtype=bool)
+        self._ends = np.where(bounded, 0.0, -np.inf), np.where(bounded, 1.0, np.inf)
         self._centres = latent / self._bandwidths
         inside = ndtr((1 / self._bandwidths - self._centres)[:, bounded]) - ndtr(-self._centres[:, bounded])
         norm = np.log(self._bandwidths * np.sqrt(2 * np.pi)).sum()
@@ -135,10 +139,11 @@ class _Block:
         parts = [column.to_latent(rows[:, number]) for number, column in self._columns.items()]
         return np.stack(parts, axis=1) if parts else np.empty((len(rows), 0))
 
-    def kernel(self, number: int) -> _Normal:
-        """The kernel of one column, to draw from."""
-        place = list(self._columns).index(number)
-        return _Normal(self._columns[number], np.empty(0), float(self._bandwidths[place]))
+    def sample(self, rng: np.random.Generator, centres: Rows, rows: Rows) -> None:
+        """Draw these columns of `rows` around `centres`, both (n, columns); NaN where those are."""
+        latent = _cut_normal(rng, self._latent(centres), self._bandwidths, self._ends)
+        for place, (number, column) in enumerate(self._columns.items()):
+            rows[:, number] = column.from_latent(latent[:, place])
 
     def log_densities(self, rows: Rows) -> tuple[Rows, Rows]:
         """Logarithms of all kernels (m, trials) and of the prior (m,) at rows (m, columns)."""
@@ -201,9 +206,16 @@ class _Normal:
     def sample(self, rng: np.random.Generator, centres: Rows) -> Rows:
         """One value from the kernel around each centre."""
         latent = self._column.to_latent(centres)
-        low, high = (ndtr((end - latent) / self._bandwidth) for end in self._ends)
-        shares = np.clip(low + rng.uniform(size=len(latent)) * (high - low), 1e-16, 1 - 1e-16)
-        return self._column.from_latent(latent + self._bandwidth * ndtri(shares))
+        return self._column.from_latent(_cut_normal(rng, latent, self._bandwidth, self._ends))
+
+
+def _cut_normal(
+    rng: np.random.Generator, centres: Rows, deviation: Rows | float, ends: tuple[Rows | float, Rows | float]
+) -> Rows:
+    """One draw around each centre, between the ends, by inversion."""
+    low, high = (ndtr((end - centres) / deviation) for end in ends)
+    shares = clipped(low + rng.uniform(size=centres.shape) * (high - low), 1e-16, 1 - 1e-16)
+    return np.asarray(centres + deviation * ndtri(shares))
 
 
 def _kernel(column: Column, values: Rows, width: int) -> _Options | _Normal:

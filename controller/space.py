@@ -155,9 +155,15 @@ class Column:
     def sample(self, rng: np.random.Generator, size: int) -> Rows:
         """Values drawn from the prior, (size,)."""
         if self.is_categorical:
-            return rng.choice(len(self.probabilities), size=size, p=self.probabilities).astype(float)
+            # As rng.choice(p=...) draws, which checks and sums the probabilities anew each time.
+            return np.searchsorted(self._cumulative, rng.uniform(size=size), side="right").astype(float)
         latent = rng.uniform(size=size) if self.is_bounded else rng.standard_normal(size)
         return self.from_latent(latent)
+
+    @cached_property
+    def _cumulative(self) -> Rows:
+        sums = np.cumsum(self.probabilities)
+        return np.asarray(sums / sums[-1])
 
     def is_active_in(self, row: Sequence[float]) -> bool:
         """Whether it is active in one row, of which the columns before it are there."""

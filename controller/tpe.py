@@ -1,4 +1,4 @@
-"""The farm's default algorithm: a Gaussian process while the history is short, joint Parzen densities after that.
+"""The farm's default: a Gaussian process while the history is short, joint Parzen densities beside it and after.
 
 Both work on the columns of the space, follow its tree, and know the trials that are still running. A suggestion is a
 function of the seed and of the history alone. docs/search.md tells how it compares, and which of its parts earned
@@ -27,14 +27,15 @@ from hyperfarm.jobs import JobDoc
 _blas = ThreadpoolController()
 
 N_STARTUP = 8
-"""So many trials are finished before a model chooses."""
+"""So many trials are finished before a model chooses; until then, points are drawn from the prior."""
 PROCESS_TRIALS = 300
 """Up to so many trials, running ones included, the Gaussian process chooses: its cost grows with their cube."""
 PROCESS_COLUMNS = 60
 """In spaces with more parameters it never does."""
+SECOND_OPINION = 4
+"""Each fourth point is the densities' all the same: they look elsewhere where the process is sure too early."""
 FITTED_TRIALS = 100
 """Its lengthscales are fitted to at most so many trials."""
-SPREAD_CANDIDATES = 50
 GOOD_SHARE = 0.1
 MOST_GOOD = 25
 """The good part of n finished trials: min(ceil(GOOD_SHARE * n), MOST_GOOD), as in Optuna's `default_gamma`."""
@@ -75,15 +76,16 @@ def choose(history: History, running: Rows, rng: np.random.Generator) -> Rows:
     """The next row to try, (columns,): one that nobody has tried, while there is any."""
     finished = len(history.losses)
     known = np.isfinite(history.losses)
+    begun = finished + len(running)
     if finished < N_STARTUP or not known.any():
-        ranked = _spread(history, running, rng)
-    elif finished + len(running) <= PROCESS_TRIALS and len(history.space.columns) <= PROCESS_COLUMNS:
+        ranked = history.space.sample(rng, DENSITY_CANDIDATES)
+    elif _asks_process(history, begun):
         ranked = _by_process(history, running, rng)
     else:
         ranked = _by_densities(history, running, rng)
-    begun = {row.tobytes() for row in running}
+    waiting = {row.tobytes() for row in running}
     for row in ranked:
-        if history.space.is_possible(row) and not (row.tobytes() in begun or history.holds(row)):
+        if history.space.is_possible(row) and not (row.tobytes() in waiting or history.holds(row)):
             found: Rows = row
             return found
     if size(history.space) is None:
@@ -93,16 +95,9 @@ def choose(history: History, running: Rows, rng: np.random.Generator) -> Rows:
     return np.asarray(ranked[0]) if rest is None else rest
 
 
-def _spread(history: History, running: Rows, rng: np.random.Generator) -> Rows:
-    """Rows drawn from the prior, the one farthest from all others first (Mitchell 1991, best candidates)."""
-    rows = history.space.sample(rng, SPREAD_CANDIDATES)
-    others = np.concatenate([history.rows, running])
-    if not len(others):
-        return rows
-    points, _ = embed(history.space, np.concatenate([rows, others]))
-    here, there = points[: len(rows)], points[len(rows) :]
-    nearest = np.array([((there - one) ** 2).sum(1).min() for one in here])
-    return rows[np.argsort(-nearest, kind="stable")]
+def _asks_process(history: History, begun: int) -> bool:
+    small = begun <= PROCESS_TRIALS and len(history.space.columns) <= PROCESS_COLUMNS
+    return small and begun % SECOND_OPINION != SECOND_OPINION - 1
 
 
 # ---- few trials: a Gaussian process ----------------------------------------------------------------
@@ -179,16 +174,28 @@ def _standardized(losses: Rows) -> Rows:
 # ---- many trials: densities ------------------------------------------------------------------------
 
 
+_parts: weakref.WeakKeyDictionary[History, tuple[Rows, Mixture, Rows]] = weakref.WeakKeyDictionary()
+
+
+def _parted(history: History) -> tuple[Mixture, Rows]:
+    """The density of the good trials, and the rows of the others; the same until another trial has ended."""
+    known = _parts.get(history)
+    if known is None or known[0] is not history.losses:
+        losses = history.losses
+        good = min(math.ceil(GOOD_SHARE * len(losses)), MOST_GOOD, int(np.isfinite(losses).sum()))
+        order = np.argsort(losses, kind="stable")
+        known = (losses, Mixture(history.space, history.rows[order[:good]]), history.rows[order[good:]])
+        _parts[history] = known
+    return known[1:]
+
+
 def _by_densities(history: History, running: Rows, rng: np.random.Generator) -> Rows:
     """Rows, the one with the highest ratio of the good trials' density to the others' first.
 
     Running trials are among the others: they keep new points away from them, and count for nothing else.
     """
-    known = int(np.isfinite(history.losses).sum())
-    good = min(math.ceil(GOOD_SHARE * len(history.losses)), MOST_GOOD, known)
-    order = np.argsort(history.losses, kind="stable")
-    of_good = Mixture(history.space, history.rows[order[:good]])
-    of_others = Mixture(history.space, np.concatenate([history.rows[order[good:]], running]))
+    of_good, others = _parted(history)
+    of_others = Mixture(history.space, np.concatenate([others, running]))
     candidates = of_good.sample(rng, DENSITY_CANDIDATES)
     scores = of_good.log_density(candidates) - of_others.log_density(candidates)
     return candidates[np.argsort(-scores, kind="stable")]

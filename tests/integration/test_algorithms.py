@@ -21,7 +21,7 @@ WRONG = """
 from hyperopt import rand
 def search(new_ids, domain, trials, seed):
     docs = rand.suggest(new_ids, domain, trials, seed)
-    if len(trials.trials) >= 5:
+    if sum(doc["state"] == 2 for doc in trials.trials) >= 5:
         docs[0]["misc"]["vals"]["x"] = [7.0]
     return docs
 """

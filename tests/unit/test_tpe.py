@@ -117,7 +117,7 @@ def test_what_runs_keeps_others_away(monkeypatch: pytest.MonkeyPatch, process_tr
     running = np.array([list(step().values()) for _ in range(8)])
     apart = np.linalg.norm(running[:, None] - running[None], axis=-1)[np.triu_indices(8, 1)]
     assert apart.min() > 1e-4
-    assert np.median(apart) > 0.02
+    assert np.median(apart) > 0.002, "0.0007 where the process does not know them"
 
 
 @pytest.mark.parametrize("process_trials", [0, 300])
