@@ -17,7 +17,7 @@ demo: $(VENV)/.demo-ready
 	$(BIN)/python examples/keras_digits.py --dataset $(DATASET)
 
 test: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check .

@@ -177,7 +177,7 @@ class Search:
             self.trials.show_local()
             self._show(self._situation())
         except DatabaseError:
-            return  # The error that brought us here is on its way; queued jobs are harmless.
+            self.abandoned = True  # The error that brought us here is on its way; queued jobs are harmless.
 
     def _time_to_sleep(self) -> float:
         if self.limits.timeout_s is None:

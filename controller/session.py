@@ -29,7 +29,7 @@ from hyperfarm.controller.suggesting import Suggester
 from hyperfarm.controller.warm_start import evidence_for
 from hyperfarm.errors import DatabaseError, HyperfarmError, UsageError
 from hyperfarm.jobs import TrialLimits
-from hyperfarm.mongo import hide_password
+from hyperfarm.mongo import hide_password, within
 from hyperfarm.retry import patiently
 from hyperfarm.trials import MongoTrials
 
@@ -173,7 +173,7 @@ def search(
                 local.stop_s = HURRIED_STOP_S
         # The jobs that the local worker gave back go with the rest of the queue.
         if local is not None and reason is not Reason.COMPLETE and not loop.abandoned:
-            with contextlib.suppress(DatabaseError):
+            with contextlib.suppress(DatabaseError), within(STOP_S):
                 trials.store.withdraw_queued(exp_key)
                 trials.refresh()
     return Ended(reason=reason, experiment=experiment, elapsed_s=loop.elapsed_s)

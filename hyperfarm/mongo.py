@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +31,8 @@ OPTIONS: dict[str, Any] = {
     # One question in ten seconds, not two: with 200 idle hosts most statements would be the driver's own.
     "serverMonitoringMode": "poll",
 }
+# A cursor that cannot be closed, as its server is away, is nobody's concern; the driver logs a traceback.
+logging.getLogger("pymongo.client").addFilter(lambda record: "background task" not in record.getMessage())
 FORMS = "mongodb://[user:password@]host:port/database or mongo://host:port/database/jobs"
 
 
