@@ -33,7 +33,10 @@ PROCESS_TRIALS = 300
 PROCESS_COLUMNS = 60
 """In spaces with more parameters it never does."""
 SECOND_OPINION = 4
-"""Each fourth point is the densities' all the same: they look elsewhere where the process is sure too early."""
+"""One point in so many is the densities' all the same: they look elsewhere where the process is sure too early.
+
+Measured on the development half: no difference in mean rank, less regret where the objective is noisy.
+"""
 FITTED_TRIALS = 100
 """Its lengthscales are fitted to at most so many trials."""
 GOOD_SHARE = 0.1
@@ -55,9 +58,8 @@ def suggest(new_ids: list[int], domain: Any, trials: Any, seed: int) -> list[Job
     Raises UsageError for a space that cannot be compiled (`compile_space`).
     """
     history = history_of(trials, domain)
-    with _blas.limit(
-        limits=1
-    ):  # Matrices this small are slower with several threads, far slower on a busy host.
+    # Matrices this small are slower with several threads, far slower on a busy host.
+    with _blas.limit(limits=1):
         return _suggest(new_ids, domain, trials, history, seed)
 
 
@@ -96,6 +98,7 @@ def choose(history: History, running: Rows, rng: np.random.Generator) -> Rows:
 
 
 def _asks_process(history: History, begun: int) -> bool:
+    """Whether the next point is the process's, after `begun` trials, running ones included."""
     small = begun <= PROCESS_TRIALS and len(history.space.columns) <= PROCESS_COLUMNS
     return small and begun % SECOND_OPINION != SECOND_OPINION - 1
 
@@ -135,9 +138,8 @@ def _by_process(history: History, running: Rows, rng: np.random.Generator) -> Ro
     targets = _standardized(history.losses)
     process = _process(history, points, owners)
     belief = Belief(process, points, targets, embed(space, running)[0])
-    best = np.argsort(belief.means, kind="stable")[
-        :PARENTS
-    ]  # A lucky loss of a noisy objective is not the best.
+    # By the means, as a lucky loss of a noisy objective is not the best.
+    best = np.argsort(belief.means, kind="stable")[:PARENTS]
     parents = rows[rng.choice(best, NEAR_CANDIDATES)]
     steps = 10 ** rng.uniform(-2.5, -0.3, NEAR_CANDIDATES)
     candidates = near(space, rng, parents, steps, rng.uniform(size=NEAR_CANDIDATES))
