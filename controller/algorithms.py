@@ -131,7 +131,7 @@ def _imported(name: str) -> Suggest:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # The last two for ":f" and ".x:f".
         raise UsageError(f"the search algorithm {name!r} cannot be imported: {error}") from error
     if not callable(found):
         raise UsageError(f"{name!r} is not a function, so it cannot be a search algorithm")

@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from hyperfarm.controller.algorithms import Suggest
 
 
+ON_COLUMNS = ("tpe", "hyperopt-tpe", "atpe")
+"""The names of algorithms that need a space which `compile_space` takes; others may do without."""
+
+
 class Checked:
     """An algorithm with hyperopt's signature whose documents are what they must be.
 
     Raises UsageError, in a sentence that names the algorithm and the parameter, for anything but a list of at most
-    one job document for each id, in their order, each holding a point of the space. A label that a document leaves
-    out is added as inactive. In a space that only hyperopt understands (`compile_space` does not) values are not
-    looked at.
+    one job document for each id, in their order, each holding a point of the space; and for nothing at the start.
+    A label that a document leaves out is added as inactive. In a space that only hyperopt understands
+    (`compile_space` does not) values are not looked at.
     """
 
     def __init__(self, name: str, function: Suggest) -> None:
@@ -30,6 +34,8 @@ class Checked:
 
     def prepare(self, domain: Any) -> None:
         """Raise UsageError where the algorithm cannot work on the space at all; before anything is stored."""
+        if self.name in ON_COLUMNS:
+            compile_space(domain.expr)
         prepare = getattr(self.function, "prepare", None)
         if prepare is not None:
             prepare(domain)
@@ -40,12 +46,14 @@ class Checked:
         return None if budget is None else budget(space)
 
     def __call__(self, new_ids: list[int], domain: Any, trials: Any, seed: int) -> list[JobDoc]:
-        """The algorithm's documents; none of them means that it has nothing left to try."""
+        """The algorithm's documents; none of them, after the first, means that it has nothing left to try."""
         docs: Any = self.function(new_ids, domain, trials, seed)
         if docs is None:
-            return []
+            docs = []
         if not isinstance(docs, (list, tuple)):
             raise self._wrong(f"must return a list of job documents, not {type(docs).__name__}")
+        if new_ids and not docs and not len(trials):
+            raise self._wrong("returned no job document at all, not even a first one")
         if len(docs) > len(new_ids):
             asked, got = len(new_ids), len(docs)
             raise self._wrong(
@@ -54,10 +62,13 @@ class Checked:
         space = self._space(domain)
         for tid, doc in zip(new_ids, docs, strict=False):
             self._check(doc, tid, domain, space)
+            if doc.get("exp_key") != trials._exp_key:
+                raise self._wrong(f"returned a job document of another experiment, {doc.get('exp_key')!r}")
         return list(docs)
 
     def _check(self, doc: Any, tid: int, domain: Any, space: Space | None) -> None:
-        if not isinstance(doc, Mapping) or not isinstance(doc.get("misc"), Mapping):
+        whole = isinstance(doc, Mapping) and {"state", "result"} <= doc.keys()
+        if not whole or not isinstance(doc.get("misc"), Mapping):
             raise self._wrong(f"returned {doc!r:.80}, which is no job document (see Trials.new_trial_docs)")
         misc = doc["misc"]
         for where in (doc, misc):
@@ -69,6 +80,8 @@ class Checked:
         for label, values in vals.items():
             if len(idxs[label]) != len(values):
                 raise self._wrong(f"gives {label} {len(values)} values, but {len(idxs[label])} ids")
+            if idxs[label] not in ([], [tid]):
+                raise self._wrong(f"gives {label} the id {idxs[label][0]!r}, but {tid} was asked for")
         if space is not None:
             try:
                 space.row({label: values[0] for label, values in vals.items() if values})

@@ -13,7 +13,7 @@ from hyperfarm.controller.space import ALWAYS, Column, Conjunction, Space
 from hyperfarm.errors import UsageError
 
 _UNIFORM = {"uniform", "quniform", "loguniform", "qloguniform"}
-_LARGEST = math.log(sys.float_info.max)
+_LARGEST, _SMALLEST = math.log(sys.float_info.max), math.log(sys.float_info.min)
 _Way = frozenset[tuple[str, int]]
 _NORMAL = {"normal", "qnormal", "lognormal", "qlognormal"}
 
@@ -27,10 +27,9 @@ def compile_space(space: Any) -> Space:
     """
     from hyperopt.pyll import as_apply
 
+    check_has_parameters(space)
     found: dict[str, _Found] = {}
     _walk(as_apply(space), (), found)
-    if not found:
-        raise UsageError("the space has no parameters; put at least one hp.uniform, hp.choice, ... into it")
     order = _parents_first(found)
     options = {
         label: range(len(_column(label, one, ALWAYS).probabilities))
@@ -44,6 +43,14 @@ def compile_space(space: Any) -> Space:
         numbered = (tuple(sorted((number_of[name], option) for name, option in one)) for one in conditions)
         columns.append(_column(label, found[label], tuple(sorted(numbered))))
     return Space(columns=tuple(columns))
+
+
+def check_has_parameters(space: Any) -> None:
+    """Raise UsageError for a hyperopt space without any: hyperopt's Domain may fail on it with an IndexError."""
+    from hyperopt.pyll import as_apply, dfs
+
+    if not any(node.name == "hyperopt_param" for node in dfs(as_apply(space))):
+        raise UsageError("the space has no parameters; put at least one hp.uniform, hp.choice, ... into it")
 
 
 @dataclass(kw_only=True)
@@ -141,6 +148,13 @@ def _column(label: str, found: _Found, conditions: tuple[Conjunction, ...]) -> C
             f"{label}: its range goes up to exp({high:g}), more than a number can be; {node.name} takes the "
             "logarithms of the bounds"
         )
+    if "log" in node.name and q is None and low < _SMALLEST:
+        raise UsageError(
+            f"{label}: its range goes down to exp({low:g}), less than a number can be; {node.name} takes the "
+            "logarithms of the bounds"
+        )
+    if not math.isfinite(high - low):
+        raise UsageError(f"{label}: its range, from {low:g} to {high:g}, is wider than a number can be")
     width = math.exp(high) - math.exp(low) if "log" in node.name else high - low
     if q is not None and q > width:
         raise UsageError(f"{label}: the step q is {q:g}, wider than the whole range ({width:g})")

@@ -176,6 +176,22 @@ class Grid:
             self._seen[key] = self.index(row)
         return self._seen[key]
 
+    def untried(self, rows: Rows, rng: np.random.Generator) -> Rows | None:
+        """A point, (columns,), that is not in `rows` (n, columns); None if none is left.
+
+        Each is as likely. Costs a look at every row, and at every point when more than half of them are taken.
+        """
+        taken = {index for row in rows if (index := self.index_seen(row)) is not None}
+        if len(taken) == self.size:
+            return None
+        if 2 * len(taken) > self.size:
+            left = np.setdiff1d(np.arange(self.size), np.fromiter(taken, dtype=np.int64))
+            return self.row(int(rng.choice(left)))
+        while True:
+            index = int(rng.random() * 2**53) * self.size >> 53
+            if index not in taken:
+                return self.row(index)
+
 
 def _assume(conditions: _Conditions, number: int, option: int) -> _Conditions:
     """What is left of each condition when the choice in column `number` has taken `option` (-1: it is inactive)."""
@@ -188,42 +204,6 @@ def _assume(conditions: _Conditions, number: int, option: int) -> _Conditions:
         )
         left.append(_MET if () in rest else rest)
     return tuple(left)
-
-
-# ---- for other algorithms: what is left of a finite space ------------------------------------------------
-
-_grids: weakref.WeakKeyDictionary[Space, Grid] = weakref.WeakKeyDictionary()
-
-
-def size(space: Space) -> int | None:
-    """How many points the space has; None if there is no end to them."""
-    if any(column.count is None for column in space.columns):
-        return None
-    return _grid_of(space).size
-
-
-def untried(space: Space, rows: Rows, rng: np.random.Generator) -> Rows | None:
-    """A point of a finite space, (columns,), that is not in `rows` (n, columns); None if none is left.
-
-    Each is as likely. Costs a look at every row, and at every point when more than half of them are taken.
-    """
-    grid = _grid_of(space)
-    taken = {index for row in rows if (index := grid.index_seen(row)) is not None}
-    if len(taken) == grid.size:
-        return None
-    if 2 * len(taken) > grid.size:
-        left = np.setdiff1d(np.arange(grid.size), np.fromiter(taken, dtype=np.int64))
-        return grid.row(int(rng.choice(left)))
-    while True:
-        index = int(rng.random() * 2**53) * grid.size >> 53
-        if index not in taken:
-            return grid.row(index)
-
-
-def _grid_of(space: Space) -> Grid:
-    if space not in _grids:
-        _grids[space] = Grid(space)
-    return _grids[space]
 
 
 # ---- the algorithm -------------------------------------------------------------------------------------

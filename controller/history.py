@@ -6,12 +6,14 @@ import logging
 import math
 import weakref
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hyperfarm.controller.compiling import compile_space
+from hyperfarm.controller.grid import Grid
 from hyperfarm.controller.space import OutsideSpace, Rows, Space
 from hyperfarm.jobs import JobDoc, JobState, is_ok
 from hyperfarm.values import is_number
@@ -46,6 +48,11 @@ class History:
         self.running_docs: list[JobDoc] = []
         self._finished: dict[int, JobDoc] = {}
         self._open: dict[int, tuple[JobDoc, Rows | None]] = {}
+
+    @cached_property
+    def grid(self) -> Grid | None:
+        """The points of a finite space; None if there is no end to them."""
+        return None if any(column.count is None for column in self.space.columns) else Grid(self.space)
 
     def update(self, docs: Sequence[JobDoc]) -> None:
         """Take in what has changed; `docs` are all trials of the search. A finished document never changes in place.

@@ -90,6 +90,10 @@ def read(document: Sequence[Document]) -> KnownSpace:
 
 def _literal(node: Any) -> Option:
     value: Any = getattr(node, "obj", None) if node.name == "literal" else None
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return None  # More than the database holds; as is text that is none.
+    if isinstance(value, str) and not value.isascii() and value != value.encode(errors="ignore").decode():
+        return None
     return value if isinstance(value, (str, bool, int, float)) else None
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from hyperfarm.errors import UsageError
+from hyperfarm.sources import is_own
 
 DEFAULT_NAME = "objective"
 
@@ -98,6 +99,7 @@ def _why_not(what: str, error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         place = f" (line {error.lineno} of {error.filename})"
     elif frames:
-        place = f" (line {frames[-1].lineno} of {frames[-1].filename})"
+        frame = next((one for one in reversed(frames) if is_own(one.filename)), frames[-1])
+        place = f" (line {frame.lineno} of {frame.filename})"
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{what} does not import: {type(error).__name__}: {text}{place}"

@@ -18,6 +18,7 @@ from hyperopt.exceptions import DuplicateLabel
 
 from hyperfarm import bundle
 from hyperfarm.controller import algorithms
+from hyperfarm.controller.compiling import check_has_parameters
 from hyperfarm.controller.experiment import Experiment, Request, open_experiment
 from hyperfarm.controller.hyperopt_workers import make_room_for_hyperopt, nothing_to_run
 from hyperfarm.controller.local_workers import HURRIED_STOP_S, LocalWorker, local_worker
@@ -67,6 +68,7 @@ class Job:
 
 def make_domain(job: Job) -> Domain:
     """hyperopt's Domain of the search. Raises UsageError for a space that hyperopt cannot take."""
+    check_has_parameters(job.space)
     try:
         return Domain(job.fn, job.space, pass_expr_memo_ctrl=job.pass_expr_memo_ctrl)
     except DuplicateLabel as error:

@@ -26,6 +26,8 @@ ALWAYS: tuple[Conjunction, ...] = ((),)
 
 _TOLERANCE = 1e-9
 """Relative: exp(log(x)) and k * q are not exact."""
+_EXPONENTS = -708.0, 709.0
+"""exp of less is not quite a number above 0, of more no number."""
 
 
 def clipped(values: Rows, low: float, high: float) -> Rows:
@@ -89,10 +91,9 @@ class Column:
         """(First, last) k of a bounded quantised kind's values k * q; None for all others."""
         if self.q is None or not self.is_bounded:
             return None
+        # Of a value on whose cell a bound lies, nothing is in the range: quniform(0.5, 4.5, 1) draws 1 to 4.
         low, high = self.bounds
-        if self.distribution == "randint":
-            return int(low + 0.5), int(high - 0.5)
-        return int(np.round(low / self.q)), int(np.round(high / self.q))
+        return math.floor(low / self.q + 0.5 + _TOLERANCE), math.ceil(high / self.q - 0.5 - _TOLERANCE)
 
     @cached_property
     def count(self) -> int | None:
@@ -100,16 +101,6 @@ class Column:
         if self.is_categorical:
             return len(self.probabilities)
         return None if self.steps is None else self.steps[1] - self.steps[0] + 1
-
-    def values(self) -> Rows:
-        """All values of a finite column, in ascending order. Raises ValueError for an infinite one."""
-        if self.count is None:
-            raise ValueError(f"{self.label} has no end of values")
-        if self.is_categorical:
-            return np.arange(self.count, dtype=float)
-        assert self.steps is not None
-        assert self.q is not None
-        return np.arange(self.steps[0], self.steps[1] + 1, dtype=float) * self.q
 
     def to_latent(self, values: Rows) -> Rows:
         """Latent coordinates of values; of a choice the option itself. Even a quantised 0 has a logarithm."""
@@ -132,6 +123,7 @@ class Column:
             t = self.low + clipped(latent, 0.0, 1.0) * (self.high - self.low)
         else:
             t = self.mu + latent * self.sigma
+            t = clipped(t, *_EXPONENTS) if self.is_log else t
         values = np.exp(t) if self.is_log else t
         if self.q is None:
             return values
@@ -181,9 +173,10 @@ class Column:
         return number if self.q is None else round(number / self.q) * self.q + 0.0
 
     def _holds(self, number: float) -> bool:
-        slack = _TOLERANCE * max(1.0, abs(number))
-        if self.q is not None and abs(round(number / self.q) * self.q - number) > slack:
-            return False
+        if self.q is not None:
+            slack = _TOLERANCE * max(self.q, abs(number))
+            if abs(round(number / self.q) * self.q - number) > slack:
+                return False
         if self.is_categorical:
             return number.is_integer() and 0 <= number < len(self.probabilities)
         if self.steps is not None:
@@ -194,7 +187,7 @@ class Column:
         t = math.log(number) if self.is_log and number > 0 else number
         if not self.is_bounded:
             return True
-        margin = _TOLERANCE * max(1.0, abs(self.low), abs(self.high))
+        margin = _TOLERANCE * max(float(self.is_log), abs(self.low), abs(self.high))
         return self.low - margin <= t <= self.high + margin
 
     @property

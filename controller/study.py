@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -42,6 +43,7 @@ from hyperfarm.trials import MongoTrials
 from hyperfarm.values import encode_keys, to_plain
 
 T = TypeVar("T")
+log = logging.getLogger("hyperfarm")
 LOOK_EVERY_S = 0.5
 """So often `for trial in study` looks whether another process has given its trial back."""
 CLOSE_S = 2.0
@@ -166,11 +168,10 @@ class Study:
             while True:
                 budget = self._budget()
                 claim = self._claim()
-                if claim is not None:
-                    trial = AskedTrial(self, claim)
-                    self._held[claim.lease.token] = trial
+                if claim is None:
+                    self._queue_new(budget)
+                elif (trial := self._handed_out(claim)) is not None:
                     return trial
-                self._queue_new(budget)
 
     def __iter__(self) -> Iterator[AskedTrial]:
         """Ask until the budget is used up; waits for trials that other processes hold, as these may die."""
@@ -211,6 +212,19 @@ class Study:
         if claimed is not None:
             self._leases.hold(token)
         return claimed
+
+    def _handed_out(self, claim: Claim) -> AskedTrial | None:
+        """The trial; None when the space cannot be evaluated at its point, which fails it as on a worker."""
+        token = claim.lease.token
+        try:
+            self._held[token] = AskedTrial(self, claim)
+        except Exception as error:  # noqa: BLE001 - a space may hold anything
+            failure = _failure(error)
+            log.warning("trial %s has failed: %s", claim.doc["slot"], ": ".join(failure["error"]))
+            with contextlib.suppress(LeaseLost):
+                self.send(lambda: self.store.finish(claim, JobState.ERROR, failure))
+            self._leases.let_go(token)
+        return self._held.get(token)
 
     def _queue_new(self, budget: int) -> None:
         """Insert a job with a new point, for whoever claims it first. Raises BudgetSpent."""
@@ -290,12 +304,7 @@ class Study:
                 plain = to_plain(found)
                 stored = self.send(lambda: self.trials.blobs.externalise(plain, trial.claim))
                 return JobState.DONE, {**fields, "result": encode_keys(stored)}
-        if isinstance(error, BaseException):
-            fields["traceback"] = "".join(traceback.format_exception(error))[-60_000:]
-            fields["error"] = [type(error).__name__, str(error)[:4000]]
-        else:
-            fields["error"] = ["Failed", str(error or "it was told to have failed")[:4000]]
-        return JobState.ERROR, {**fields, "result": {"status": "fail"}}
+        return JobState.ERROR, fields | _failure(error or "it was told to have failed")
 
     def _forget(self, token: str) -> None:
         self._leases.let_go(token)
@@ -347,6 +356,17 @@ class Study:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _failure(error: BaseException | str) -> Document:
+    """What is stored of a failed trial."""
+    if isinstance(error, str):
+        return {"error": ["Failed", error[:4000]], "result": {"status": "fail"}}
+    return {
+        "error": [type(error).__name__, str(error)[:4000]],
+        "traceback": "".join(traceback.format_exception(error))[-60_000:],
+        "result": {"status": "fail"},
+    }
 
 
 def _nobody(point: Any) -> float:

@@ -8,6 +8,7 @@ their place by which measurement.
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 from typing import Any
 
@@ -17,7 +18,6 @@ from threadpoolctl import ThreadpoolController
 
 from hyperfarm.controller.candidates import near
 from hyperfarm.controller.gaussian_process import Belief, Process, embed, fit
-from hyperfarm.controller.grid import size, untried
 from hyperfarm.controller.history import History, history_of
 from hyperfarm.controller.parzen import Mixture
 from hyperfarm.controller.points import doc_of_point
@@ -25,9 +25,10 @@ from hyperfarm.controller.space import Rows
 from hyperfarm.jobs import JobDoc
 
 _blas = ThreadpoolController()
+_one_at_a_time = threading.Lock()
 
 N_STARTUP = 8
-"""So many trials are finished before a model chooses; until then, points are drawn from the prior."""
+"""So many trials are finished before a model chooses; until then, and while none has a loss, the prior does."""
 PROCESS_TRIALS = 300
 """Up to so many trials, running ones included, the Gaussian process chooses: its cost grows with their cube."""
 PROCESS_COLUMNS = 60
@@ -58,8 +59,9 @@ def suggest(new_ids: list[int], domain: Any, trials: Any, seed: int) -> list[Job
     Raises UsageError for a space that cannot be compiled (`compile_space`).
     """
     history = history_of(trials, domain)
-    # Matrices this small are slower with several threads, far slower on a busy host.
-    with _blas.limit(limits=1):
+    # Matrices this small are slower with several threads, far slower on a busy host. The limit holds for the whole
+    # process and is put back afterwards: two at once would put back each other's.
+    with _one_at_a_time, _blas.limit(limits=1):
         return _suggest(new_ids, domain, trials, history, seed)
 
 
@@ -75,7 +77,7 @@ def _suggest(new_ids: list[int], domain: Any, trials: Any, history: History, see
 
 
 def choose(history: History, running: Rows, rng: np.random.Generator) -> Rows:
-    """The next row to try, (columns,): one that nobody has tried, while there is any."""
+    """The next row to try, (columns,); in a finite space one that nobody has tried, while there is any."""
     finished = len(history.losses)
     known = np.isfinite(history.losses)
     begun = finished + len(running)
@@ -90,11 +92,11 @@ def choose(history: History, running: Rows, rng: np.random.Generator) -> Rows:
         if history.space.is_possible(row) and not (row.tobytes() in waiting or history.holds(row)):
             found: Rows = row
             return found
-    if size(history.space) is None:
-        row = history.space.sample(rng, 1)[0]
-        return np.asarray(row)
-    rest: Rows | None = untried(history.space, np.concatenate([history.rows, running]), rng)
-    return np.asarray(ranked[0]) if rest is None else rest
+    if history.grid is not None:
+        rest = history.grid.untried(np.concatenate([history.rows, running]), rng)
+        if rest is not None:
+            return rest
+    return np.asarray(history.space.sample(rng, 1)[0])
 
 
 def _asks_process(history: History, begun: int) -> bool:
@@ -164,7 +166,7 @@ def _standardized(losses: Rows) -> Rows:
     if not known.any():
         return np.zeros(len(losses))
     largest = float(np.abs(losses[known]).max()) or 1.0
-    low, middle = losses[known].min() / largest, float(np.median(losses[known])) / largest
+    low, middle = losses[known].min() / largest, float(np.median(losses[known] / largest))
     top = middle + 2 * (middle - low) if middle > low else losses[known].max() / largest
     top = top if top > low else low + 1.0  # All equal; failures are worse.
     values = np.minimum(np.where(np.isneginf(losses), low, losses / largest), top)

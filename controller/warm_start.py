@@ -129,10 +129,13 @@ def take_over(
     An option is the same option if it says the same, wherever it stands among the others.
     """
     moved = {} if theirs is None else _moved_options(known, theirs)
+    # The index of an option here, a number there: neither says anything of the other.
+    other_kind = set() if theirs is None else theirs.options.keys() ^ known.options.keys()
     taken: list[dict[str, int | float] | None] = []
     reasons: Counter[str] = Counter()
     for point in points:
         own = {label: _moved(value, moved.get(label)) for label, value in point.items()}
+        own |= dict.fromkeys(other_kind & own.keys())
         try:
             taken.append(known.space.point(known.space.row(own)))
         except OutsideSpace as error:

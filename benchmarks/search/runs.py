@@ -99,7 +99,8 @@ def do(keys: Sequence[Key], *, evals: int, processes: int, folder: Path) -> int:
     """Do those runs that the folder lacks; return how many there were."""
     folder.mkdir(parents=True, exist_ok=True)
     done = read(folder)
-    missing = [key for key in keys if key not in done or max(done[key].regrets, default=0) < evals]
+    last = max((ended for ended in simulate.BUDGETS if ended <= evals), default=0)
+    missing = [key for key in keys if key not in done or max(done[key].regrets, default=0) < last]
     commit, started = current_commit(), time.monotonic()
     _say(f"{len(keys) - len(missing)} of {len(keys)} runs are there already")
     context = multiprocessing.get_context("spawn")

@@ -63,6 +63,8 @@ def test_a_password_is_never_printed():
             "def objective(p):\n    return 1\n",
             "same name",
         ),
+        ("space = {}\ndef objective(p):\n    return 1\n", "the space has no parameters"),
+        ("from hyperfarm import hp\n\nspace = hp.uniform('x', float('nan'), 1)\n", "(line 3 of "),
         (
             TWO_PARAMETERS + "import threading\nlock = threading.Lock()\n"
             "def make():\n    inner = threading.Lock()\n    return lambda p: inner and 1\n"

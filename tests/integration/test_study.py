@@ -233,6 +233,14 @@ def test_what_is_a_study_and_what_is_a_search_stays_so(opened: Any, mongo_url: s
     opened(max_evals=3, extend=True)
 
 
+def test_a_point_at_which_the_space_has_no_value_is_a_failed_trial(opened: Any, store: Store) -> None:
+    study = opened(space={"x": 1 / hp.randint("x", 3)}, algo="grid", max_evals=3)
+    for trial in study:
+        study.tell(trial, trial.params["x"])
+    assert outcomes(store) == {2: 2, 3: 1}
+    assert store.find_jobs("lab")[0]["error"][0] == "ZeroDivisionError"
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

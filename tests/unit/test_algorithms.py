@@ -69,6 +69,8 @@ def test_names_are_found() -> None:
         ("grid:many", "grid:N with a number of points"),
         ("grid:0", "grid:N with a number of points"),
         ("grid:", "grid:N with a number of points"),
+        (":search", "cannot be imported"),
+        (".mine:search", "cannot be imported"),
     ],
 )
 def test_names_that_are_none_say_what_there_is(name: str, told: str) -> None:
@@ -131,7 +133,15 @@ def without(domain: Domain, *path: str) -> Any:
     return docs
 
 
+def with_id(domain: Domain, tid: int) -> Any:
+    docs = documents(domain, [7])
+    docs[0]["misc"]["idxs"]["lr"] = [tid]
+    return docs
+
+
 WRONG: list[tuple[Callable[[Domain], Any], str]] = [
+    (lambda d: None, "returned no job document at all, not even a first one"),
+    (lambda d: [], "returned no job document at all, not even a first one"),
     (lambda d: 42, "must return a list of job documents, not int"),
     (lambda d: documents(d, [7])[0], "must return a list of job documents, not SONify|not dict"),
     (lambda d: documents(d, [7, 8]), "returned 2 job documents where 1 was asked for"),
@@ -150,6 +160,12 @@ WRONG: list[tuple[Callable[[Domain], Any], str]] = [
     (lambda d: documents(d, [7], kind=[2]), "kind is 2; it must be the index of an option, 0 to 1"),
     (lambda d: documents(d, [7], depth=[5]), "depth is 5; it must be a whole number from 2 to 4"),
     (lambda d: documents(d, [7], width=[0.5]), "width is given, but the options chosen do not use it"),
+    (lambda d: without(d, "state"), "which is no job document"),
+    (
+        lambda d: [{**documents(d, [7])[0], "exp_key": "other"}],
+        "a job document of another experiment, 'other'",
+    ),
+    (lambda d: with_id(d, 77), "gives lr the id 77, but 7 was asked for"),
     (lambda d: documents(d, [7], colour=[1]), "a point with 'colour', which the space does not have"),
 ]
 
@@ -161,13 +177,22 @@ def test_what_is_wrong_is_named(make: Callable[[Domain], Any], told: str, domain
 
 
 def test_what_is_right_passes(domain: Domain) -> None:
-    assert returning(lambda d: None, domain) == []
-    assert returning(lambda d: [], domain) == []
+    trials = Trials()
+    trials.insert_trial_docs(documents(domain, [6]))
+    trials.refresh()
+    for nothing_left in (None, []):
+        assert checked(lambda *_, left=nothing_left: left)([7], domain, trials, 0) == []
     docs = documents(domain, [7], lr=np.array([0.1]), depth=[np.int64(3)])
     del docs[0]["misc"]["vals"]["width"], docs[0]["misc"]["idxs"]["width"]
     [doc] = returning(lambda d: tuple(docs), domain)
     assert doc["misc"]["vals"]["width"] == doc["misc"]["idxs"]["width"] == []
     assert doc["misc"]["vals"]["lr"] == [0.1]
+
+
+@pytest.mark.parametrize("name", ["tpe", "hyperopt-tpe", "grid"])
+def test_a_space_is_refused_before_anything_is_stored(name: str) -> None:
+    with pytest.raises(UsageError, match="x: the step q is 2, wider than the whole range"):
+        checked(name).prepare(Domain(lambda point: 0.0, hp.quniform("x", 0, 1, 2)))
 
 
 def test_a_space_that_only_hyperopt_understands_is_left_to_hyperopt() -> None:

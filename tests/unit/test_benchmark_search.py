@@ -151,7 +151,7 @@ def test_runs_of_every_algorithm_go_through_and_resume(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    options = "run --problems dev-nested dev-real --running 8 --evals 25 --processes 1 --seeds 1"
+    options = "run --problems dev-nested dev-real --running 8 --evals 30 --processes 1 --seeds 1"
     run = [*options.split(), "--out", str(tmp_path)]
     command(*run)
     files = {path.stem: path for path in tmp_path.iterdir()}

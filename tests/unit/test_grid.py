@@ -13,9 +13,9 @@ from hyperopt.base import Domain, Trials
 from hypothesis import given, settings
 
 from hyperfarm.controller.compiling import compile_space
-from hyperfarm.controller.grid import Grid, GridSearch, size, untried
+from hyperfarm.controller.grid import Grid, GridSearch
+from hyperfarm.controller.history import History
 from hyperfarm.controller.points import doc_of_point
-from hyperfarm.controller.space import Space
 from hyperfarm.errors import UsageError
 from hyperfarm.jobs import JobState
 from tests.finite_spaces import Point, spaces
@@ -36,7 +36,6 @@ def test_the_grid_has_the_points_of_a_recursion_each_once(made: tuple[list[Any],
     assert set(found) == wanted
     for index in range(0, grid.size, 1 + grid.size // 200):
         assert grid.index(grid.row(index)) == index
-    assert size(grid.space) == grid.size
 
 
 def test_the_first_parameter_changes_slowest() -> None:
@@ -69,7 +68,7 @@ def test_without_a_number_of_points_the_continuous_ones_are_named() -> None:
     space = compile_space([hp.uniform("lr", 0, 1), hp.randint("n", 3), hp.qnormal("mu", 0, 1, 1)])
     with pytest.raises(UsageError, match="lr, mu are continuous; say --grid-points N"):
         Grid(space)
-    assert size(space) is None
+    assert History(space).grid is None
     with pytest.raises(UsageError, match="it must be 1 or more"):
         Grid(space, 0)
 
@@ -150,14 +149,14 @@ def test_what_is_not_on_the_grid_takes_no_point_of_it() -> None:
 
 
 def test_untried_points_come_in_any_order_and_then_no_more() -> None:
-    space: Space = compile_space(SPACE)
-    rows, rng = np.empty((0, len(space.columns))), np.random.default_rng(1)
+    grid = Grid(compile_space(SPACE))
+    rows, rng = np.empty((0, len(grid.space.columns))), np.random.default_rng(1)
     firsts = set()
     for _ in range(12):
-        firsts.add(untried(space, rows[:0], rng).tobytes())
-        rows = np.concatenate([rows, [untried(space, rows, rng)], rows[:1]])
+        firsts.add(grid.untried(rows[:0], rng).tobytes())
+        rows = np.concatenate([rows, [grid.untried(rows, rng)], rows[:1]])
     assert len(firsts) > 3
     assert len({row.tobytes() for row in rows}) == 12
-    assert untried(space, rows, rng) is None
-    huge = compile_space([hp.randint(f"r{number}", 1000) for number in range(30)])
-    assert untried(huge, np.empty((0, 30)), rng) is not None
+    assert grid.untried(rows, rng) is None
+    huge = Grid(compile_space([hp.randint(f"r{number}", 1000) for number in range(30)]))
+    assert huge.untried(np.empty((0, 30)), rng) is not None

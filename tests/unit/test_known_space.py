@@ -112,3 +112,8 @@ def test_points_are_read_from_text_files_and_standard_input(tmp_path: Any, monke
     file.write_text('{"x": 1')
     with pytest.raises(UsageError, match=r"points.json is no JSON"):
         read_points(f"@{file}")
+
+
+def test_options_that_the_database_cannot_hold_have_an_index_only() -> None:
+    known = describe(hp.choice("x", [2**70, "\udcff", -(2**63), "ü"]))
+    assert known.options["x"] == [None, None, -(2**63), "ü"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hyperopt import hp
-from hyperopt.pyll import scope
+from hyperopt.pyll import as_apply, scope
 from hyperopt.pyll.stochastic import sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,6 +81,8 @@ def test_conditions_that_do_not_matter_are_left_out() -> None:
         ([scope.float(scope.hyperopt_param("x", scope.uniform(2, 1)))], "x: its range goes from 2 to 1"),
         ([hp.uniform("x", 0, float("nan"))], "x: its high is nan; it must be finite"),
         ([hp.loguniform("x", 1, 1000)], r"x: its range goes up to exp\(1000\)"),
+        ([hp.loguniform("x", -1000, 0)], r"x: its range goes down to exp\(-1000\)"),
+        ([hp.uniform("x", -1e308, 1e308)], "x: its range, from -1e.308 to 1e.308, is wider than"),
         ([hp.normal("x", 0, 0)], "x: sigma is 0; it must be above 0"),
         ([hp.quniform("x", 0, 1, 2)], "x: the step q is 2, wider than the whole range"),
         ([hp.quniform("x", 0, 1, 0)], "x: the step q is 0; it must be above 0"),
@@ -92,6 +94,47 @@ def test_conditions_that_do_not_matter_are_left_out() -> None:
 def test_what_no_space_can_be_is_named(space: Any, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         compile_space(space)
+
+
+@pytest.mark.parametrize(
+    ("node", "values"),
+    [
+        (hp.quniform("x", 0.5, 4.5, 1), [1, 2, 3, 4]),
+        (hp.quniform("x", 0.15, 0.55, 0.1), [0.2, 0.3, 0.4, 0.5]),
+        (hp.quniform("x", 0, 4, 1), [0, 1, 2, 3, 4]),
+        (hp.quniform("x", 0.4, 3.6, 1), [0, 1, 2, 3, 4]),
+        (hp.qloguniform("x", np.log(2), np.log(16), 2), [2, 4, 6, 8, 10, 12, 14, 16]),
+        (hp.randint("x", 2, 5), [2, 3, 4]),
+        (hp.uniformint("x", 1, 3), [1, 2, 3]),
+    ],
+)
+def test_a_value_is_one_that_hyperopt_draws(node: Any, values: list[float]) -> None:
+    (column,) = compile_space([node]).columns
+    assert column.steps is not None
+    assert column.q is not None
+    assert [k * column.q for k in range(column.steps[0], column.steps[1] + 1)] == pytest.approx(values)
+    rng = np.random.default_rng(0)
+    drawn = {round(sample(as_apply([node]), rng)[0], 9) for _ in range(300)}
+    assert sorted(drawn) == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
+    ("node", "value"),
+    [
+        (hp.uniform("x", 0, 1e-10), 9e-10),
+        (hp.uniform("x", 1e-12, 2e-12), 5e-10),
+        (hp.quniform("x", 0, 1e-8, 1e-9), 1.5e-9),
+    ],
+)
+def test_small_ranges_have_an_outside_too(node: Any, value: float) -> None:
+    with pytest.raises(OutsideSpace):
+        compile_space([node]).row({"x": value})
+
+
+def test_far_out_logarithms_stay_numbers() -> None:
+    space = compile_space([hp.lognormal("a", -800, 1), hp.lognormal("b", 0, 500)])
+    rows = space.sample(np.random.default_rng(0), 200)
+    assert all(np.array_equal(space.row(space.point(row)), row) for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from hyperopt import hp
 from hyperopt.base import Domain, Trials
+from threadpoolctl import ThreadpoolController
 
 from hyperfarm.controller import tpe
 from hyperfarm.controller.history import history_of
@@ -133,6 +135,43 @@ def test_a_finite_space_is_tried_whole_before_anything_twice(
     assert len(set(points)) == 14
     step(1.0)
     assert len(trials._dynamic_trials) == 15, "the budget may be larger than the space"
+
+
+@pytest.mark.parametrize("process_trials", [0, 300])
+def test_a_used_up_space_goes_on_with_what_can_be_drawn(
+    monkeypatch: pytest.MonkeyPatch, process_trials: int
+) -> None:
+    """An option of probability 0 was the best, in a history that is older than the space."""
+    monkeypatch.setattr(tpe, "PROCESS_TRIALS", process_trials)
+    space = {"p": hp.pchoice("p", [(0.5, "a"), (0.5, "b"), (0.0, "z")]), "r": hp.randint("r", 4)}
+    domain, trials, step = search(space)
+    for number in range(12):
+        point = {"p": number // 4, "r": number % 4}
+        doc = doc_of_point(trials, domain, number, point)
+        doc |= {"state": JobState.DONE, "result": {"status": "ok", "loss": float(point["p"] != 2)}}
+        trials.insert_trial_docs([doc])
+    trials.refresh()
+    assert 2 not in [step(1.0)["p"] for _ in range(20)]
+
+
+def test_threads_leave_the_threads_of_the_linear_algebra_alone() -> None:
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in ThreadpoolController().info()]
+
+    def search_something(_: int) -> None:
+        _, _, step = search(SPACE)
+        for _ in range(30):
+            step(bowl)
+
+    before = threads()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(search_something, range(8)))
+    assert threads() == before
+
+
+def test_the_largest_losses_are_numbers_still() -> None:
+    targets = tpe._standardized(np.array([1.2e308, 1.5e308, 1e308, 1.6e308, math.inf]))
+    assert np.isfinite(targets).all()
 
 
 BAD: dict[str, Any] = {

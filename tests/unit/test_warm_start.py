@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hyperopt import hp, rand, tpe
 from hyperopt.base import Domain, Trials
 
@@ -71,6 +72,13 @@ def test_what_does_not_agree_is_told_and_what_is_outside_is_counted() -> None:
     ]
     said = tell("K2", 9, left_out, differ[:1])
     assert said.startswith("from K2: 2 of 9 trials used; act has other options; 2 left out: act is outside; ")
+
+
+@pytest.mark.parametrize("there", [hp.randint("x", 1, 5), hp.quniform("x", 1, 4, 1)])
+def test_an_option_is_not_taken_for_a_number(there: Any) -> None:
+    choice, number = describe({"x": hp.choice("x", [1, 2, 3, 4])}), describe({"x": there})
+    assert take_over([{"x": 2}], number, choice) == ([None], {"x is outside": 1})
+    assert take_over([{"x": 2}], choice, number) == ([None], {"x is outside": 1})
 
 
 def test_another_kind_of_parameter_is_told() -> None:
