@@ -76,8 +76,9 @@ def _matern(squared: Rows) -> Rows:
 def fit(points: Rows, owners: NDArray[np.intp], targets: Rows) -> Process:
     """The process of the highest posterior density, by L-BFGS from one fixed start (so the same for the same data).
 
-    `targets` have mean 0 and variance 1. The signal's variance is profiled out. As in Hvarfner, Hellsten and Nardi
-    (2024, arXiv 2402.02229) the prior of the lengthscales grows with the square root of the number of parameters.
+    `targets` are standardised losses, of mean about 0 and variance about 1. The signal's variance is profiled out.
+    As in Hvarfner, Hellsten and Nardi (2024, arXiv 2402.02229) the prior of the lengthscales grows with the square
+    root of the number of parameters.
     """
     n = len(points)
     number_of = np.unique(owners)
@@ -124,7 +125,8 @@ class Belief:
     """What a process believes of the loss; trials still running are believed to end with the mean that it expects.
 
     So a running point attracts no second one (Ginsbourger, Le Riche and Carraro 2010: the "Kriging believer").
-    `means` (n,) are the losses that it believes in at the observed points, without their noise; `best` is the least.
+    `means` (n,) are the losses that it believes in at the observed points, without their noise; `best` is the least
+    of these and of those at the running points.
     """
 
     def __init__(self, process: Process, points: Rows, targets: Rows, running: Rows) -> None:

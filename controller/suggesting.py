@@ -19,7 +19,7 @@ from hyperfarm.trials import MongoTrials
 class Suggester:
     """Makes the jobs of one experiment.
 
-    `points` are tried first. `evidence` are finished trials of other experiments: the algorithm sees them before
+    `points` are tried first. `evidence` are successful trials of other experiments: the algorithm sees them before
     the experiment's own. `fields` are further fields of each job.
     """
 

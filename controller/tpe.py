@@ -44,6 +44,7 @@ GOOD_SHARE = 0.1
 MOST_GOOD = 25
 """The good part of n finished trials: min(ceil(GOOD_SHARE * n), MOST_GOOD), as in Optuna's `default_gamma`."""
 DENSITY_CANDIDATES = 24
+"""So many are drawn from the good trials' density, and from the prior at the start."""
 PARENTS = 5
 NEAR_CANDIDATES = 160
 CLIMBS = 4

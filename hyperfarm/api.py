@@ -118,7 +118,7 @@ def minimize(
     workers are elsewhere). `timeout` in seconds: returns then, queued trials are withdrawn, running ones
     are left to their workers. `early_stop_fn` is called as hyperopt calls it, once for each trial that
     ends with a loss. `points_to_evaluate` (dicts, label to value; of a choice, the index of the option)
-    are the first trials of the experiment. The algorithm also learns from the finished trials of the
+    are the first trials of the experiment. The algorithm also learns from the successful trials of the
     experiments `warm_start`, as far as the spaces agree. At most `max_concurrent` trials wait or run at
     once. A changed objective or space under the same `exp_key` is refused unless `replace_code`, another
     `max_evals` unless `extend`. A trial that runs longer than `trial_timeout` seconds, or whose processes

@@ -1,4 +1,4 @@
-"""The process: its gradient, its prediction, what it expects of running trials, and of an improvement."""
+"""The process: its fit, its prediction, what it expects of running trials, and of an improvement."""
 
 from __future__ import annotations
 
