@@ -21,6 +21,7 @@ from hyperfarm.cli_options import (
     trial_limit_options,
 )
 from hyperfarm.errors import UsageError
+from hyperfarm.hyperopt_import import import_hyperopt
 from hyperfarm.jobs import DEFAULT_MAX_ATTEMPTS, TrialLimits
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def run(
       hyperfarm run mypackage.search:objective --mongo mongodb://db.example.org/jobs
       hyperfarm run optimise_task.py --exp-key second --from optimise_task --points known.json
     """
+    import_hyperopt()  # Before anything else imports it.
     from hyperfarm import settings
     from hyperfarm.controller import algorithms, objectives
     from hyperfarm.controller.plan import Reason

@@ -24,6 +24,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from hyperfarm.hyperopt_import import import_hyperopt
 from hyperfarm.worker import wire
 
 LOG = logging.getLogger("hyperopt.base")
@@ -305,6 +306,7 @@ def main() -> None:
     order = wire.receive(channel)
     if order is None:
         return
+    import_hyperopt()
     try:
         evaluate = load(Path(order["folder"]))
     except Exception as error:  # noqa: BLE001 - user code is imported here

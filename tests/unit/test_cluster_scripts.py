@@ -98,7 +98,7 @@ def test_at_sigterm_a_running_trial_is_finished(
     with array_task(script, tmp_path, mongo_url, CUDA_VISIBLE_DEVICES="2,5") as task:
         eventually(lambda: running(store), "the trial runs")
         family = descendants(task.pid)
-        [worker] = store.workers_.find()
+        worker = eventually(store.workers_.find_one, "the worker says who it is")
         assert worker["host"] == f"{os.uname().nodename}-{'41_7' if 'slurm' in script else '41[7].head'}"
         assert (worker["slots"], worker["devices"]) == (2, ["2", "5"]), "what the scheduler allows"
         task.send_signal(signal.SIGTERM)

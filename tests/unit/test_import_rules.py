@@ -126,3 +126,17 @@ def test_starting_up_loads_little(code, unwanted):
     probe = f"import sys; {code}; print(*{{name.split('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
     assert not set(loaded.split()) & unwanted
+
+
+def test_hyperopt_is_imported_without_its_slowest_library_and_finds_it_when_needed():
+    probe = """
+import sys
+from hyperfarm.hyperopt_import import import_hyperopt
+import_hyperopt()
+assert "hyperopt" in sys.modules and "scipy.stats" not in sys.modules
+assert abs(sys.modules["hyperopt"].atpe.scipy.stats.norm.cdf(0.0) - 0.5) < 1e-12
+from scipy.stats import norm
+from hyperopt.rdists import loguniform_gen
+import hyperfarm.worker.child
+"""
+    subprocess.run([sys.executable, "-c", probe], check=True)
