@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import operator
 import weakref
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -47,6 +49,7 @@ class History:
         self._keys: set[bytes] = set()
         self.running_docs: list[JobDoc] = []
         self._finished: dict[int, JobDoc] = {}
+        self._front: list[JobDoc] = []
         self._open: dict[int, tuple[JobDoc, Rows | None]] = {}
 
     @cached_property
@@ -61,8 +64,8 @@ class History:
         """
         fresh: list[JobDoc] = []
         still_open: dict[int, tuple[JobDoc, Rows | None]] = {}
-        unchanged = 0
-        for doc in docs:
+        unchanged = self._same_front(docs)
+        for doc in itertools.islice(docs, unchanged, None):
             tid = doc["tid"]
             if self._finished.get(tid) is doc:
                 unchanged += 1
@@ -79,6 +82,21 @@ class History:
         self.running = np.array([row for _, row in there]).reshape(len(there), len(self.space.columns))
         self.running_docs = [doc for doc, _ in there]
         self._take(fresh)
+        self._grow_front(docs)
+
+    def _same_front(self, docs: Sequence[JobDoc]) -> int:
+        """How many finished documents the list begins with, as it did at the last update: those need no look."""
+        front = self._front
+        if len(docs) < len(front) or not all(map(operator.is_, docs, front)):
+            front.clear()
+        return len(front)
+
+    def _grow_front(self, docs: Sequence[JobDoc]) -> None:
+        known = self._finished
+        for doc in itertools.islice(docs, len(self._front), None):
+            if known.get(doc["tid"]) is not doc:
+                return
+            self._front.append(doc)
 
     @staticmethod
     def _finished_now(docs: Sequence[JobDoc]) -> Iterable[JobDoc]:

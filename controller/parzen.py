@@ -170,8 +170,9 @@ class _Options:
     def add(self, terms: Rows, values: Rows) -> None:
         """Add the logarithms of all kernels at `values` (m,) to `terms` (m, trials)."""
         options = values.astype(np.intp)
-        same = options[:, None] == self._options
-        terms += np.where(same, self._same[options][:, None], self._others[options][:, None])
+        logs = np.repeat(self._others[options][:, None], len(self._others), axis=1)
+        logs[np.arange(len(options)), options] = self._same[options]
+        terms += logs.take(self._options, axis=1)
 
     def sample(self, rng: np.random.Generator, centres: Rows) -> Rows:
         """One value from the kernel around each centre."""
@@ -188,7 +189,7 @@ class _Normal:
         self._values = np.where(np.isnan(values), 1.0, values)
         self._places: NDArray[np.intp] | None = None
         if column.q is not None:  # Many trials share a value, and with it a kernel.
-            self._values, self._places = np.unique(self._values, return_inverse=True)
+            self._values, self._places = _distinct(self._values, column.q)
 
     def add(self, terms: Rows, values: Rows) -> None:
         """Add the logarithms of all kernels at `values` (m,) to `terms` (m, trials)."""
@@ -207,6 +208,15 @@ class _Normal:
         """One value from the kernel around each centre."""
         latent = self._column.to_latent(centres)
         return self._column.from_latent(_cut_normal(rng, latent, self._bandwidth, self._ends))
+
+
+def _distinct(values: Rows, q: float) -> tuple[Rows, NDArray[np.intp]]:
+    """Multiples of q among which all `values` are, and the place of each: without sorting where these lie close."""
+    steps = np.round(values / q)
+    first, last = (steps.min(), steps.max()) if len(steps) else (0.0, 0.0)
+    if last - first < len(values):
+        return (first + np.arange(last - first + 1)) * q + 0.0, (steps - first).astype(np.intp)
+    return np.unique(values, return_inverse=True)
 
 
 def _cut_normal(

@@ -188,10 +188,19 @@ def _parted(history: History) -> tuple[Mixture, Rows]:
     if known is None or known[0] is not history.losses:
         losses = history.losses
         good = min(math.ceil(GOOD_SHARE * len(losses)), MOST_GOOD, int(np.isfinite(losses).sum()))
-        order = np.argsort(losses, kind="stable")
-        known = (losses, Mixture(history.space, history.rows[order[:good]]), history.rows[order[good:]])
+        best = _lowest(losses, good)
+        others = np.ones(len(losses), dtype=bool)
+        others[best] = False
+        known = (losses, Mixture(history.space, history.rows[best]), history.rows[others])
         _parts[history] = known
     return known[1:]
+
+
+def _lowest(losses: Rows, count: int) -> NDArray[np.intp]:
+    """The indices of the `count` lowest, ascending, of equal ones the first: without sorting the rest."""
+    bound = np.partition(losses, count - 1)[count - 1]
+    near = np.flatnonzero(losses <= bound)
+    return near[np.argsort(losses[near], kind="stable")][:count]
 
 
 def _by_densities(history: History, running: Rows, rng: np.random.Generator) -> Rows:
@@ -200,7 +209,7 @@ def _by_densities(history: History, running: Rows, rng: np.random.Generator) -> 
     Running trials are among the others: they keep new points away from them, and count for nothing else.
     """
     of_good, others = _parted(history)
-    of_others = Mixture(history.space, np.concatenate([others, running]))
+    of_others = Mixture(history.space, np.concatenate([others, running]) if len(running) else others)
     candidates = of_good.sample(rng, DENSITY_CANDIDATES)
     scores = of_good.log_density(candidates) - of_others.log_density(candidates)
     return candidates[np.argsort(-scores, kind="stable")]

@@ -286,3 +286,17 @@ def test_points_far_out_do_not_stop_it() -> None:
     trials.refresh()
     for _ in range(12):
         step(lambda p: abs(p["x"]))
+
+
+def test_a_finished_trial_that_was_run_again_or_deleted_is_seen_among_many() -> None:
+    domain, trials, step = search(SPACE)
+    for number in range(12):
+        step(float(number))
+    assert history_of(trials, domain).losses[2] == 2.0
+    trials._dynamic_trials[2] = {**trials._dynamic_trials[2], "result": {"status": "ok", "loss": -1.0}}
+    assert history_of(trials, domain).losses[2] == -1.0
+    del trials._dynamic_trials[0]
+    assert list(history_of(trials, domain).tids) == list(range(1, 12))
+    trials._dynamic_trials[5] = {**trials._dynamic_trials[5], "state": JobState.RUNNING}
+    assert list(history_of(trials, domain).tids) == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    assert len(history_of(trials, domain).running) == 1
