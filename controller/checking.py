@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from hyperfarm.controller.compiling import compile_space
 from hyperfarm.controller.space import OutsideSpace, Space
-from hyperfarm.errors import UsageError
+from hyperfarm.errors import HyperfarmError, UsageError
 from hyperfarm.jobs import JobDoc
+from hyperfarm.sources import place_of
 
 if TYPE_CHECKING:
     from hyperfarm.controller.algorithms import Suggest
@@ -47,7 +48,13 @@ class Checked:
 
     def __call__(self, new_ids: list[int], domain: Any, trials: Any, seed: int) -> list[JobDoc]:
         """The algorithm's documents; none of them, after the first, means that it has nothing left to try."""
-        docs: Any = self.function(new_ids, domain, trials, seed)
+        docs: Any
+        try:
+            docs = self.function(new_ids, domain, trials, seed)
+        except HyperfarmError:
+            raise
+        except Exception as error:
+            raise self._wrong(f"raised {type(error).__name__}: {error}{place_of(error)}") from error
         if docs is None:
             docs = []
         if not isinstance(docs, (list, tuple)):

@@ -181,7 +181,7 @@ def arguments_of(label: str, node: Any) -> dict[str, Any]:
 
 def _number(label: str, name: str, value: Any) -> float:
     try:
-        number = float(value)
+        number = float("no number" if isinstance(value, (str, bytes)) else value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{label}: its {name} is {value!r:.80}; it must be a number") from error
     if not math.isfinite(number):
@@ -209,6 +209,8 @@ def _randint(
     if high is None:
         low, high = 0, low
     first, end = _number(label, "low", low), _number(label, "high", high)
+    if is_choice and first == end:
+        raise UsageError(f"{label}: it has no options")
     if not first < end:
         raise UsageError(f"{label}: its range goes from {first:g} to {end:g}; the first must be the smaller")
     if is_choice:

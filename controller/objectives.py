@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import re
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from hyperfarm.errors import UsageError
-from hyperfarm.sources import is_own
+from hyperfarm.sources import place_of
 
 DEFAULT_NAME = "objective"
 
@@ -94,12 +93,5 @@ def _import_module(name: str) -> tuple[ModuleType, Path | None]:
 
 
 def _why_not(what: str, error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    place = ""
-    if isinstance(error, SyntaxError):
-        place = f" (line {error.lineno} of {error.filename})"
-    elif frames:
-        frame = next((one for one in reversed(frames) if is_own(one.filename)), frames[-1])
-        place = f" (line {frame.lineno} of {frame.filename})"
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{what} does not import: {type(error).__name__}: {text}{place}"
+    return f"{what} does not import: {type(error).__name__}: {text}{place_of(error)}"

@@ -17,7 +17,7 @@ class Reason(Enum):
     COMPLETE = "all trials are finished"
     TIMEOUT = "the time is up"
     THRESHOLD = "the loss threshold is reached"
-    EARLY_STOP = "early_stop_fn said stop"
+    EARLY_STOP = "no progress: early_stop_fn said stop"
     EXHAUSTED = "the algorithm has no further points"
     CANCELLED = "the experiment was cancelled"
     INTERRUPTED = "interrupted"

@@ -101,6 +101,7 @@ class Search:
         self.store = trials.store
         self.stop_requested = False
         self.abandoned = False
+        self._enough: Reason | None = None
         self._started = clock()
         self._finishes: deque[tuple[float, int]] = deque()
         self._seen_finished = -1
@@ -193,7 +194,7 @@ class Search:
         reason = self._end(now)
         if reason is not None:
             return reason, False
-        wanted = plan.jobs_wanted(now, self.limits.max_concurrent or math.inf)
+        wanted = 0 if self._enough else plan.jobs_wanted(now, self.limits.max_concurrent or math.inf)
         if wanted:
             self._queue(wanted)
         return None, wanted > 0 or now.queued == 0
@@ -276,18 +277,29 @@ class Search:
         self._seen_finished = now.finished
         if plan.is_complete(now):
             return Reason.COMPLETE
-        limits = self.limits
         if self._time_is_up:
             return Reason.TIMEOUT
-        if news and limits.loss_threshold is not None:
-            best = self.trials.local.best()
-            if best is not None and best["result"]["loss"] <= limits.loss_threshold:
-                return Reason.THRESHOLD
-        if news and self._early_stop is not None and self._early_stop.says_stop(self.trials.trials):
-            return Reason.EARLY_STOP
+        if news and self._enough is None:
+            self._enough = self._what_is_enough()
+        if self._enough is not None and not self._by_hand_left():
+            return self._enough
         if self._exhausted and now.taken == now.finished:
             return Reason.EXHAUSTED
         return Reason.CANCELLED if self._cancelled else None
+
+    def _what_is_enough(self) -> Reason | None:
+        """Why no further points are made, by the losses so far."""
+        threshold = self.limits.loss_threshold
+        best = None if threshold is None else self.trials.local.best()
+        if threshold is not None and best is not None and best["result"]["loss"] <= threshold:
+            return Reason.THRESHOLD
+        if self._early_stop is not None and self._early_stop.says_stop(self.trials.trials):
+            return Reason.EARLY_STOP
+        return None
+
+    def _by_hand_left(self) -> bool:
+        """Whether points that somebody has put into the queue wait or run: those are wanted all the same."""
+        return any("enqueued" in doc for doc in self.trials.local.unfinished())
 
     # ---- acting ------------------------------------------------------------------------------------
 

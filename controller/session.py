@@ -27,7 +27,7 @@ from hyperfarm.controller.points import points_of_space
 from hyperfarm.controller.progress import Progress
 from hyperfarm.controller.search import Limits, Search
 from hyperfarm.controller.suggesting import Suggester
-from hyperfarm.controller.warm_start import evidence_for
+from hyperfarm.controller.warm_start import check_names, evidence_for
 from hyperfarm.errors import DatabaseError, HyperfarmError, UsageError
 from hyperfarm.jobs import TrialLimits
 from hyperfarm.mongo import hide_password, within
@@ -137,6 +137,7 @@ def search(
         hyperopt_losses=job.hyperopt_losses,
     )
     patience_s = limits.patience_s
+    patiently(lambda: check_names(trials.store, exp_key, job.warm_start), patience_s=patience_s)
     experiment = patiently(
         lambda: open_experiment(trials.store, trials.blobs, request), patience_s=patience_s
     )

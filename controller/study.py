@@ -24,7 +24,7 @@ from hyperfarm.controller.leases import Leases
 from hyperfarm.controller.points import points_of_space
 from hyperfarm.controller.session import Job, make_domain
 from hyperfarm.controller.suggesting import Suggester
-from hyperfarm.controller.warm_start import evidence_for
+from hyperfarm.controller.warm_start import check_names, evidence_for
 from hyperfarm.errors import BudgetSpent, DatabaseError, InvalidResult, LeaseLost, UsageError
 from hyperfarm.jobs import (
     DEFAULT_LEASE_S,
@@ -118,6 +118,8 @@ class Study:
         self.space, self.exp_key, self._patience_s = space, exp_key, patience
         self.trials = MongoTrials(database_url(mongo), exp_key=exp_key, refresh=False)
         self.store = self.trials.store
+        names = [warm_start] if isinstance(warm_start, str) else list(warm_start)
+        self.send(lambda: check_names(self.store, exp_key, names))
         request = Request(
             exp_key=exp_key,
             bundle=None,
@@ -133,7 +135,6 @@ class Study:
             lambda: open_experiment(self.store, self.trials.blobs, request)
         )
         self.send(lambda: self.trials.local.refresh(full=True))
-        names = [warm_start] if isinstance(warm_start, str) else list(warm_start)
         evidence = self.send(lambda: evidence_for(self.trials, names, space))
         self._suggester = Suggester(
             trials=self.trials,

@@ -11,6 +11,11 @@ from hyperfarm.controller.session import Ended
 from hyperfarm.jobs import JobState, is_failed, is_ok
 from hyperfarm.trials import MongoTrials
 
+STOPPED_BY = {
+    Reason.EARLY_STOP: "raise --no-progress (early_stop_fn), or leave it out",
+    Reason.THRESHOLD: "lower --loss-threshold, or leave it out",
+}
+
 
 def print_summary(trials: MongoTrials, ended: Ended, *, again: str, named: str) -> None:
     """Print the outcome on standard output.
@@ -32,7 +37,9 @@ def print_summary(trials: MongoTrials, ended: Ended, *, again: str, named: str) 
         error = failed[0].get("error")
         why = ": ".join(error) if error else "its result has status 'fail'"
         click.echo(f"no trial has succeeded; trial {failed[0]['tid']}: {why}")
-    if ended.reason not in (Reason.COMPLETE, Reason.EXHAUSTED):
+    if ended.reason in STOPPED_BY:
+        click.echo(f"to carry it on, {STOPPED_BY[ended.reason]}:\n  {again}")
+    elif ended.reason not in (Reason.COMPLETE, Reason.EXHAUSTED):
         click.echo(f"carry it on with the same command:\n  {again}")
     click.echo("next:")
     click.echo(f"  hyperfarm show {key}{named}")

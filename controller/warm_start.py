@@ -67,16 +67,23 @@ def remember(store: Store, exp_key: str | None, names: Sequence[str]) -> list[Do
     known: list[Document] = doc.get("warm_start") or []
     if not names or [one["exp_key"] for one in known] == list(names):
         return known
+    check_names(store, exp_key, names)
     before = {one["exp_key"]: one for one in known}
+    now = store.now()
+    entries = [before.get(name, {"exp_key": name, "until": now}) for name in dict.fromkeys(names)]
+    store.update_experiment(exp_key, {"warm_start": entries})
+    return entries
+
+
+def check_names(store: Store, exp_key: str | None, names: Sequence[str]) -> None:
+    """Raise UsageError for a name that is no experiment to learn from; those named before may be gone by now."""
+    known = (store.experiment(exp_key) or {}).get("warm_start") or []
+    before = {one["exp_key"] for one in known}
     for name in names:
         if name == exp_key:
             raise UsageError(f"{name} is this experiment itself: it learns from its own trials anyway")
         if name not in before and not _is_there(store, name):
             raise no_such_experiment(name, [one["_id"] for one in store.experiments()])
-    now = store.now()
-    entries = [before.get(name, {"exp_key": name, "until": now}) for name in dict.fromkeys(names)]
-    store.update_experiment(exp_key, {"warm_start": entries})
-    return entries
 
 
 def _is_there(store: Store, name: str) -> bool:

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
+import traceback
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -139,6 +140,16 @@ def is_own(path: str | Path) -> bool:
     if {"site-packages", "dist-packages"} & set(spot.parts):
         return False
     return not any(spot.is_relative_to(home) for home in _library_folders())
+
+
+def place_of(error: BaseException) -> str:
+    """Where the user's own code went wrong, as ` (line 3 of FILE)`; "" for an error that came from nowhere."""
+    if isinstance(error, SyntaxError):
+        return f" (line {error.lineno} of {error.filename})"
+    here = str(Path(__file__).parent)
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith(here)]
+    last = ([one for one in frames if is_own(one.filename)] or frames)[-1:]
+    return f" (line {last[0].lineno} of {last[0].filename})" if last else ""
 
 
 @functools.cache

@@ -220,8 +220,10 @@ def test_what_does_not_fit_is_told_on_the_command_line(mongo_url: str, store: St
         f"from old: {20 - outside} of 20 trials used; x has another range; {outside} left out: x is outside"
         in done.stderr
     )
-    refused = hyperfarm("run", "new.py", *run, "--max-evals", "1", "--from", "odl", cwd=tmp_path, check=False)
+    other = ["--exp-key", "third", "--max-evals", "1", "--from", "odl"]
+    refused = hyperfarm("run", "new.py", *run, *other, cwd=tmp_path, check=False)
     assert (refused.returncode, "did you mean old?" in refused.stderr) == (2, True)
+    assert store.experiment("third") is None
     itself = hyperfarm("run", "new.py", *run, "--max-evals", "1", "--from", "new", cwd=tmp_path, check=False)
     assert (itself.returncode, "is this experiment itself" in itself.stderr) == (2, True)
 
@@ -266,7 +268,7 @@ def test_a_search_without_progress_ends(mongo_url: str, store: Store, workers: i
         workers=workers,
         early_stop_fn=no_progress_loss(12),
     )
-    assert result.reason == "early_stop_fn said stop"
+    assert result.reason == "no progress: early_stop_fn said stop"
     assert 12 <= len(store.find_jobs("k")) <= 12 + 3 * workers
 
 
@@ -291,6 +293,15 @@ def test_no_progress_is_an_option_and_so_are_the_other_limits(
     assert len(store.find_jobs("task")) < 20
     again = hyperfarm(*run, cwd=tmp_path)
     assert "early_stop_fn said stop" in again.stdout, "it stops where it would have stopped"
+    assert "to carry it on, raise --no-progress" in again.stdout
+    before = len(store.find_jobs("task"))
+    hyperfarm("enqueue", "task", '{"n": 3, "x": 0.5}', "--mongo", mongo_url, cwd=tmp_path)
+    by_hand = hyperfarm(*run, cwd=tmp_path)
+    assert "early_stop_fn said stop" in by_hand.stdout
+    assert [doc["state"] for doc in store.find_jobs("task") if "enqueued" in doc] == [2], (
+        "it is wanted all the same"
+    )
+    assert len(store.find_jobs("task")) == before + 1, "and nothing else"
     low = hyperfarm(*run[:-2], "--loss-threshold", "1", cwd=tmp_path)
     assert "the loss threshold is reached" in low.stdout
     assert len(store.find_jobs("task")) < 25

@@ -189,6 +189,18 @@ def test_what_is_right_passes(domain: Domain) -> None:
     assert doc["misc"]["vals"]["lr"] == [0.1]
 
 
+def test_an_algorithm_that_raises_is_named_with_the_line_of_its_own(domain: Domain) -> None:
+    def search(new_ids: Any, domain: Any, trials: Any, seed: int) -> Any:
+        return np.array([1, 2]).reshape(3)
+
+    told = r"search raised ValueError: cannot reshape array .* \(line \d+ of .*test_algorithms.py\)"
+    with pytest.raises(UsageError, match=told) as caught:
+        checked(search)([7], domain, Trials(), 0)
+    assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(UsageError, match=r"raised TypeError: list expected at most 1 argument, got 4$"):
+        checked(list)([7], domain, Trials(), 0)
+
+
 @pytest.mark.parametrize("name", ["tpe", "hyperopt-tpe", "grid"])
 def test_a_space_is_refused_before_anything_is_stored(name: str) -> None:
     with pytest.raises(UsageError, match="x: the step q is 2, wider than the whole range"):

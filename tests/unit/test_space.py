@@ -83,6 +83,8 @@ def test_conditions_that_do_not_matter_are_left_out() -> None:
         ([hp.loguniform("x", 1, 1000)], r"x: its range goes up to exp\(1000\)"),
         ([hp.loguniform("x", -1000, 0)], r"x: its range goes down to exp\(-1000\)"),
         ([hp.uniform("x", -1e308, 1e308)], "x: its range, from -1e.308 to 1e.308, is wider than"),
+        ([hp.quniform("x", "0", "1", 1)], "x: its low is '0'; it must be a number"),
+        ([hp.choice("x", [])], "x: it has no options"),
         ([hp.normal("x", 0, 0)], "x: sigma is 0; it must be above 0"),
         ([hp.quniform("x", 0, 1, 2)], "x: the step q is 2, wider than the whole range"),
         ([hp.quniform("x", 0, 1, 0)], "x: the step q is 0; it must be above 0"),
