@@ -180,10 +180,13 @@ def arguments_of(label: str, node: Any) -> dict[str, Any]:
 
 
 def _number(label: str, name: str, value: Any) -> float:
+    wrong = f"{label}: its {name} is {value!r:.80}; it must be a number"
+    if isinstance(value, (str, bytes)):
+        raise UsageError(wrong)
     try:
-        number = float("no number" if isinstance(value, (str, bytes)) else value)
+        number = float(value)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{label}: its {name} is {value!r:.80}; it must be a number") from error
+        raise UsageError(wrong) from error
     if not math.isfinite(number):
         raise UsageError(f"{label}: its {name} is {number}; it must be finite")
     return number
